@@ -1,0 +1,1 @@
+//! Generators of scripts, oracles over the board, and the libFuzzer targets.

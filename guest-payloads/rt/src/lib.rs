@@ -1,0 +1,2 @@
+//! The runtime of bare-metal payloads.
+#![no_std]

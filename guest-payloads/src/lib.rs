@@ -1,0 +1,2 @@
+//! Bare-metal guest payloads.
+#![no_std]

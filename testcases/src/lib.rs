@@ -1,0 +1,1 @@
+//! What is tested: declarative cases, and the runner.
