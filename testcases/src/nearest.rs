@@ -3,24 +3,20 @@
 /// The candidate with the smallest edit distance to `name`, if any is close enough to be what was
 /// meant: two edits or a third of the name away at most, or containing it.
 pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let rate = |candidate: &'a str| {
+        let d = if candidate.contains(name) {
+            0
+        } else {
+            distance(name, candidate)
+        };
+        let longer = name.len().max(candidate.len());
+        (d < longer && d <= (longer / 3).max(2)).then_some((d, candidate))
+    };
     candidates
         .into_iter()
-        .map(|c| {
-            (
-                if c.contains(name) {
-                    0
-                } else {
-                    distance(name, c)
-                },
-                c,
-            )
-        })
-        .filter(|(d, c)| {
-            let longer = name.len().max(c.len());
-            *d < longer && *d <= (longer / 3).max(2)
-        })
+        .filter_map(rate)
         .min()
-        .map(|(_, c)| c)
+        .map(|(_, candidate)| candidate)
 }
 
 /// `; the nearest is X`, or nothing: what an error message appends.
