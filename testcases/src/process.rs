@@ -279,12 +279,20 @@ mod tests {
             took < Duration::from_secs(5),
             "a grandchild held the run for {took:?}"
         );
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", out.trim()));
-        // Gone, or a zombie that its new parent has not reaped yet.
-        assert!(
-            stat.as_ref().map_or(true, |s| s.contains(") Z ")),
-            "left behind: {stat:?}"
-        );
+        // The signal is sent; dying of it takes a moment. A zombie waits for its new parent.
+        let alive = || {
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", out.trim()));
+            stat.is_ok_and(|stat| !stat.contains(") Z "))
+        };
+        let until = Instant::now() + Duration::from_secs(5);
+        while alive() {
+            assert!(
+                Instant::now() < until,
+                "process {} was left behind",
+                out.trim()
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     #[test]
