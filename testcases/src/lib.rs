@@ -13,6 +13,7 @@ pub mod load;
 pub mod nearest;
 pub mod need;
 pub mod process;
+pub mod program;
 pub mod report;
 pub mod require;
 pub mod runner;

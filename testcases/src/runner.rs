@@ -22,7 +22,7 @@ use crate::units;
 use crate::verdict::{Outcome, Verdict, verdict};
 
 /// How much longer than the guest's time the VMM's process may take: to set up, to notice the timeout
-/// itself and to write its report.
+/// itself and to write its report; for [`Setup::grace`].
 pub const GRACE: Duration = Duration::from_secs(5);
 
 /// What is kept of a serial log or a standard error: so much of its beginning and of its end. Bytes.
@@ -45,6 +45,8 @@ pub struct Setup<'a> {
     pub require: Require,
     /// How many vCPUs may run side by side; 1 at least.
     pub jobs: usize,
+    /// How much longer than the guest's time a process may take; [`GRACE`] as a rule.
+    pub grace: Duration,
     /// Whether the first fail or error stops the run.
     pub fail_fast: bool,
     /// Becomes true when the run is to stop at once.
@@ -252,7 +254,7 @@ fn execute(case: &Case, setup: &Setup<'_>, result: &mut CaseResult) {
     let start = Instant::now();
     let ended = process::run(
         Command::new(&result.command[0]).args(&result.command[1..]),
-        case.spec.timeout.0 + GRACE,
+        case.spec.timeout.0 + setup.grace,
         setup.cancel,
         &mut |stream, bytes| match stream {
             Stream::Out => {
