@@ -8,5 +8,7 @@
 pub mod access;
 pub mod bus;
 pub mod device;
+pub mod exit;
+pub mod machine;
 pub mod ram;
 pub mod state;

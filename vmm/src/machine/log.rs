@@ -1,0 +1,66 @@
+//! The last exits of a vCPU: what a report of an unexpected end shows.
+
+use crate::exit::{Entry, Exit};
+
+/// How many exits are kept.
+const KEPT: usize = 64;
+
+/// One exit and its answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Logged {
+    /// The exit.
+    pub exit: Exit,
+    /// What the board answered.
+    pub entry: Entry,
+}
+
+/// A ring of the last 64 exits.
+#[derive(Clone, Debug)]
+pub struct ExitLog {
+    ring: Box<[Logged; KEPT]>,
+    count: u64,
+}
+
+impl Default for ExitLog {
+    fn default() -> Self {
+        let empty = Logged { exit: Exit::Interrupted, entry: Entry::Resume };
+        ExitLog { ring: Box::new([empty; KEPT]), count: 0 }
+    }
+}
+
+impl ExitLog {
+    #[inline]
+    pub(super) fn push(&mut self, exit: &Exit, entry: Entry) {
+        self.ring[self.count as usize % KEPT] = Logged { exit: *exit, entry };
+        self.count += 1;
+    }
+
+    /// Exits since the start.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// The last exits with their running numbers (the first exit is 1), oldest first.
+    pub fn iter(&self) -> impl Iterator<Item = (u64, &Logged)> {
+        let first = self.count.saturating_sub(KEPT as u64);
+        (first..self.count).map(|n| (n + 1, &self.ring[n as usize % KEPT]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_64_are_kept_in_order() {
+        let mut log = ExitLog::default();
+        assert_eq!(log.iter().count(), 0);
+        for i in 0..100 {
+            log.push(&Exit::Unknown(i), Entry::Resume);
+        }
+        let kept: Vec<_> = log.iter().map(|(n, l)| (n, l.exit)).collect();
+        assert_eq!(kept.len(), 64);
+        assert_eq!(kept[0], (37, Exit::Unknown(36)));
+        assert_eq!(kept[63], (100, Exit::Unknown(99)));
+    }
+}
