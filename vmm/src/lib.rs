@@ -7,8 +7,11 @@
 
 pub mod access;
 pub mod bus;
+pub mod cpu;
+pub mod cpuid;
 pub mod device;
 pub mod exit;
+pub mod hv;
 pub mod machine;
 pub mod ram;
 pub mod state;
