@@ -17,7 +17,7 @@ thread_local! {
 }
 
 /// The signal that kicks: the first real-time one that the C library leaves to programs.
-pub(crate) fn signal() -> libc::c_int {
+fn signal() -> libc::c_int {
     libc::SIGRTMIN()
 }
 

@@ -15,7 +15,6 @@ use kvm_bindings::*;
 use kvm_ioctls::{Cap, Kvm};
 
 pub use kick::Kicker;
-pub(crate) use kick::signal as kick_signal;
 pub use vcpu::KvmVcpu;
 pub use vm::KvmVm;
 

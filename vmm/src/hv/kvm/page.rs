@@ -278,9 +278,9 @@ impl RunPage {
     #[inline]
     pub(super) fn synced_rip(&self) -> Option<u64> {
         let run = self.run();
-        // SAFETY: KVM fills the member when its bit is set; it is plain numbers in any case.
-        (run.kvm_valid_regs & u64::from(KVM_SYNC_X86_REGS) != 0)
-            .then(|| unsafe { run.s.regs.regs.rip })
+        // SAFETY: the member is plain numbers, and KVM fills it when its bit is set.
+        let rip = unsafe { run.s.regs.regs.rip };
+        (run.kvm_valid_regs & u64::from(KVM_SYNC_X86_REGS) != 0).then_some(rip)
     }
 
     /// No access is under way: after KVM_RUN failed.
