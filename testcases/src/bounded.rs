@@ -57,10 +57,7 @@ impl Bounded {
 pub fn last_lines(bytes: &[u8], count: usize) -> Vec<String> {
     const WIDTH: usize = 400;
     let text = String::from_utf8_lossy(bytes);
-    let lines: Vec<&str> = text
-        .lines()
-        .filter(|line| !line.trim().is_empty())
-        .collect();
+    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
     let clean = |line: &&str| {
         let mut out = String::new();
         for c in line.trim_end().chars().take(WIDTH) {
@@ -75,10 +72,7 @@ pub fn last_lines(bytes: &[u8], count: usize) -> Vec<String> {
         }
         out
     };
-    lines[lines.len().saturating_sub(count)..]
-        .iter()
-        .map(clean)
-        .collect()
+    lines[lines.len().saturating_sub(count)..].iter().map(clean).collect()
 }
 
 #[cfg(test)]
@@ -102,10 +96,7 @@ mod tests {
             let mut log = Bounded::new(4, 4);
             bytes.chunks(chunk).for_each(|c| log.push(c));
             let text = String::from_utf8(log.contents()).expect("ASCII");
-            assert_eq!(
-                text, "abcd\n[992 bytes are left out here]\nijkl",
-                "chunks of {chunk}"
-            );
+            assert_eq!(text, "abcd\n[992 bytes are left out here]\nijkl", "chunks of {chunk}");
             assert_eq!(log.total(), 1000);
         }
     }

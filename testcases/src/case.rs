@@ -111,10 +111,7 @@ impl Machine {
                 args.extend([format!("--{key}"), value]);
             }
         };
-        add(
-            "cpus",
-            (self.vcpus.0 != 1).then(|| self.vcpus.0.to_string()),
-        );
+        add("cpus", (self.vcpus.0 != 1).then(|| self.vcpus.0.to_string()));
         add("memory", self.memory.as_ref().map(|m| m.0.clone()));
         add("cpu", self.cpu.as_ref().map(|c| c.0.clone()));
         add("irqchip", self.irqchip.map(|v| v.word().into()));
@@ -302,13 +299,10 @@ impl TryFrom<String> for TestRef {
 
     fn try_from(text: String) -> Result<TestRef, String> {
         match text.split_once("::") {
-            Some((payload, test)) if !payload.is_empty() && !test.is_empty() => Ok(TestRef {
-                payload: payload.into(),
-                test: test.into(),
-            }),
-            _ => Err(format!(
-                "payload `{text}`: write PAYLOAD::TEST, like apic::x2apic_self_ipi"
-            )),
+            Some((payload, test)) if !payload.is_empty() && !test.is_empty() => {
+                Ok(TestRef { payload: payload.into(), test: test.into() })
+            }
+            _ => Err(format!("payload `{text}`: write PAYLOAD::TEST, like apic::x2apic_self_ipi")),
         }
     }
 }
@@ -357,17 +351,10 @@ impl TryFrom<String> for Expect {
             };
         }
         let guest_ends = VmmEnd::ALL.into_iter().filter(|end| end.is_guests_doing());
-        guest_ends
-            .clone()
-            .find(|end| end.word() == text)
-            .map(Expect::Vmm)
-            .ok_or_else(|| {
-                let words: Vec<_> = guest_ends.map(VmmEnd::word).collect();
-                format!(
-                    "unknown expect `{text}`: known are pass, exit:N, {}",
-                    words.join(", ")
-                )
-            })
+        guest_ends.clone().find(|end| end.word() == text).map(Expect::Vmm).ok_or_else(|| {
+            let words: Vec<_> = guest_ends.map(VmmEnd::word).collect();
+            format!("unknown expect `{text}`: known are pass, exit:N, {}", words.join(", "))
+        })
     }
 }
 
@@ -431,15 +418,9 @@ mod tests {
     #[test]
     fn an_unknown_key_is_refused_with_the_known_ones() {
         let error = spec(&format!("{SMALL}time_out = \"5s\"\n")).unwrap_err();
-        assert!(
-            error.contains("time_out") && error.contains("`timeout`"),
-            "{error}"
-        );
+        assert!(error.contains("time_out") && error.contains("`timeout`"), "{error}");
         let error = spec(&format!("{SMALL}[machine]\ncpus = 2\n")).unwrap_err();
-        assert!(
-            error.contains("`cpus`") && error.contains("`vcpus`"),
-            "{error}"
-        );
+        assert!(error.contains("`cpus`") && error.contains("`vcpus`"), "{error}");
         let error = spec("about = \"It works.\"\n").unwrap_err();
         assert!(error.contains("missing field `payload`"), "{error}");
     }
@@ -485,19 +466,8 @@ mod tests {
 
     #[test]
     fn every_expectation_is_written_back_as_it_was_read() {
-        for text in [
-            "pass",
-            "exit:5",
-            "exit:127",
-            "triple-fault",
-            "halted",
-            "timeout",
-            "reset",
-        ] {
-            assert_eq!(
-                Expect::try_from(text.to_string()).expect(text).to_string(),
-                text
-            );
+        for text in ["pass", "exit:5", "exit:127", "triple-fault", "halted", "timeout", "reset"] {
+            assert_eq!(Expect::try_from(text.to_string()).expect(text).to_string(), text);
         }
     }
 }

@@ -72,9 +72,7 @@ impl Files {
     }
 
     fn read(&self, path: impl AsRef<Path>) -> Option<String> {
-        fs::read_to_string(self.root.join(path))
-            .ok()
-            .map(|text| text.trim().to_string())
+        fs::read_to_string(self.root.join(path)).ok().map(|text| text.trim().to_string())
     }
 
     fn has(&self, path: &str) -> bool {
@@ -97,10 +95,7 @@ impl Files {
         }
         let flags = self.cpu_flags();
         let flag = |name: &str| flags.iter().any(|f| f == name);
-        match (
-            self.has("sys/module/kvm_intel"),
-            self.has("sys/module/kvm_amd"),
-        ) {
+        match (self.has("sys/module/kvm_intel"), self.has("sys/module/kvm_amd")) {
             (true, _) if flag("vmx") => KvmFlavour::Intel,
             (_, true) if flag("svm") => KvmFlavour::Amd,
             _ => KvmFlavour::Unknown,
@@ -109,11 +104,7 @@ impl Files {
 
     /// The first processor's flags from `/proc/cpuinfo`.
     pub fn cpu_flags(&self) -> Vec<String> {
-        self.cpuinfo("flags")
-            .unwrap_or_default()
-            .split_whitespace()
-            .map(str::to_string)
-            .collect()
+        self.cpuinfo("flags").unwrap_or_default().split_whitespace().map(str::to_string).collect()
     }
 
     /// The first value of a key in `/proc/cpuinfo`.
@@ -127,8 +118,7 @@ impl Files {
 
     /// The kernel's release, as `uname -r` prints it.
     pub fn kernel(&self) -> String {
-        self.read("proc/sys/kernel/osrelease")
-            .unwrap_or_else(|| "unknown".into())
+        self.read("proc/sys/kernel/osrelease").unwrap_or_else(|| "unknown".into())
     }
 
     /// `MemTotal` in bytes; 0 if it cannot be read.
@@ -153,12 +143,9 @@ impl Files {
     /// Huge pages of `size` bytes: how many are free, and how many there are.
     pub fn hugepages(&self, size: u64) -> (u64, u64) {
         let number = |what: &str| {
-            self.read(format!(
-                "sys/kernel/mm/hugepages/hugepages-{}kB/{what}",
-                size >> 10
-            ))
-            .and_then(|text| text.parse().ok())
-            .unwrap_or(0)
+            self.read(format!("sys/kernel/mm/hugepages/hugepages-{}kB/{what}", size >> 10))
+                .and_then(|text| text.parse().ok())
+                .unwrap_or(0)
         };
         (number("free_hugepages"), number("nr_hugepages"))
     }
@@ -214,10 +201,7 @@ pub(crate) mod fake {
             look(&self.caps, cap)
         }
         fn module_param(&self, module: &str, param: &str) -> Option<String> {
-            let found = self
-                .params
-                .iter()
-                .find(|(m, p, _)| *m == module && *p == param);
+            let found = self.params.iter().find(|(m, p, _)| *m == module && *p == param);
             found.map(|(_, _, v)| v.to_string())
         }
         fn flavour(&self) -> KvmFlavour {
@@ -255,10 +239,7 @@ mod tests {
         let intel = ("sys/module/kvm_intel/parameters/nested", "Y\n");
         let amd = ("sys/module/kvm_amd/parameters/nested", "1\n");
         let pvm = ("sys/module/kvm_pvm/parameters/force", "N\n");
-        let vmx = (
-            "proc/cpuinfo",
-            "vendor_id : GenuineIntel\nflags\t\t: fpu vmx\n",
-        );
+        let vmx = ("proc/cpuinfo", "vendor_id : GenuineIntel\nflags\t\t: fpu vmx\n");
         let svm = ("proc/cpuinfo", "flags\t\t: fpu svm\n");
         let none = ("proc/cpuinfo", "flags\t\t: fpu\n");
         for (files, flavour) in [
@@ -280,36 +261,18 @@ mod tests {
     #[test]
     fn files_are_read_and_absent_ones_are_nothing() {
         let (_dir, found) = host(&[
-            (
-                "proc/meminfo",
-                "MemTotal:  1024 kB\nMemAvailable:   512 kB\n",
-            ),
-            (
-                "proc/cpuinfo",
-                "processor\t: 0\nvendor_id\t: GenuineIntel\nprocessor\t: 1\n",
-            ),
-            (
-                "sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages",
-                "3\n",
-            ),
-            (
-                "sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages",
-                "4\n",
-            ),
+            ("proc/meminfo", "MemTotal:  1024 kB\nMemAvailable:   512 kB\n"),
+            ("proc/cpuinfo", "processor\t: 0\nvendor_id\t: GenuineIntel\nprocessor\t: 1\n"),
+            ("sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages", "3\n"),
+            ("sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", "4\n"),
             ("sys/module/kvm/parameters/enable_pmu", "N\n"),
         ]);
-        assert_eq!(
-            (found.memory(), found.memory_available()),
-            (1 << 20, 512 << 10)
-        );
+        assert_eq!((found.memory(), found.memory_available()), (1 << 20, 512 << 10));
         assert_eq!(found.cpuinfo("vendor_id").as_deref(), Some("GenuineIntel"));
         assert_eq!(found.cpuinfo("processor").as_deref(), Some("0"));
         assert_eq!(found.hugepages(2 << 20), (3, 4));
         assert_eq!(found.hugepages(1 << 30), (0, 0));
-        assert_eq!(
-            found.module_param("kvm", "enable_pmu").as_deref(),
-            Some("N")
-        );
+        assert_eq!(found.module_param("kvm", "enable_pmu").as_deref(), Some("N"));
         let (_dir, empty) = host(&[]);
         assert_eq!((empty.memory(), empty.module_param("kvm", "x")), (0, None));
         assert!(empty.cpu_flags().is_empty());

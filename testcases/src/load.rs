@@ -44,18 +44,11 @@ impl std::error::Error for Problems {}
 
 impl Problems {
     fn add(&mut self, file: &Path, message: impl Into<String>) {
-        self.0.push(Problem {
-            file: file.into(),
-            message: message.into(),
-        });
+        self.0.push(Problem { file: file.into(), message: message.into() });
     }
 
     fn or<T>(self, value: T) -> Result<T, Problems> {
-        if self.0.is_empty() {
-            Ok(value)
-        } else {
-            Err(self)
-        }
+        if self.0.is_empty() { Ok(value) } else { Err(self) }
     }
 }
 
@@ -92,9 +85,7 @@ impl Catalog {
 
     /// All payloads by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Payload)> {
-        self.payloads
-            .iter()
-            .map(|(name, payload)| (name.as_str(), payload))
+        self.payloads.iter().map(|(name, payload)| (name.as_str(), payload))
     }
 }
 
@@ -109,10 +100,7 @@ pub fn load(dir: &Path) -> Result<Vec<Case>, Problems> {
     let mut cases = Vec::new();
     for (area, area_path) in entries(dir, &mut problems) {
         if !area_path.is_dir() {
-            problems.add(
-                &area_path,
-                "no case: cases are AREA/NAME.toml below the cases directory",
-            );
+            problems.add(&area_path, "no case: cases are AREA/NAME.toml below the cases directory");
             continue;
         }
         for (file, path) in entries(&area_path, &mut problems) {
@@ -171,11 +159,7 @@ fn parse(
     };
     // An error in the base would come again with each variant.
     match Spec::deserialize(table.clone()) {
-        Ok(spec) => cases.push(Case {
-            id: id(None),
-            file: file.into(),
-            spec,
-        }),
+        Ok(spec) => cases.push(Case { id: id(None), file: file.into(), spec }),
         Err(e) => return problems.add(file, located(text, &e)),
     }
     for (variant, overlay) in variants {
@@ -196,11 +180,7 @@ fn parse(
             continue;
         }
         match Spec::deserialize(merged) {
-            Ok(spec) => cases.push(Case {
-                id: id(Some(&variant)),
-                file: file.into(),
-                spec,
-            }),
+            Ok(spec) => cases.push(Case { id: id(Some(&variant)), file: file.into(), spec }),
             Err(e) => problems.add(file, format!("variant `{variant}`: {e}")),
         }
     }
@@ -270,11 +250,7 @@ pub fn check(
         }
     }
     for (name, payload) in catalog.iter().filter(|(name, _)| *name != SELFTEST) {
-        for (test, _) in payload
-            .tests
-            .iter()
-            .filter(|(test, _)| !used.contains(&(name, test)))
-        {
+        for (test, _) in payload.tests.iter().filter(|(test, _)| !used.contains(&(name, test))) {
             let file = dir.join(name).join(format!("{test}.toml"));
             let message =
                 format!("missing: no case runs `{name}::{test}`; write one here or elsewhere");
@@ -322,11 +298,7 @@ mod tests {
 
     #[test]
     fn cases_are_sorted_whatever_the_directory_says() {
-        let cases = load_files(&[
-            ("b/z.toml", SMALL),
-            ("a/y.toml", SMALL),
-            ("b/a.toml", SMALL),
-        ]);
+        let cases = load_files(&[("b/z.toml", SMALL), ("a/y.toml", SMALL), ("b/a.toml", SMALL)]);
         assert_eq!(ids(&cases.expect("cases")), ["a/y", "b/a", "b/z"]);
     }
 
@@ -334,46 +306,22 @@ mod tests {
     fn what_is_wrong_is_named_with_its_file() {
         for (path, text, says) in [
             ("a/b.toml", "about = ", "line 1"),
-            (
-                "a/b.toml",
-                &format!("{SMALL}tmeout = \"1s\"\n") as &str,
-                "line 3, column 1",
-            ),
-            (
-                "a/b.toml",
-                &format!("{SMALL}tmeout = \"1s\"\n[variant.v]\ntimeout=\"1s\""),
-                "line 3",
-            ),
+            ("a/b.toml", &format!("{SMALL}tmeout = \"1s\"\n") as &str, "line 3, column 1"),
+            ("a/b.toml", &format!("{SMALL}tmeout = \"1s\"\n[variant.v]\ntimeout=\"1s\""), "line 3"),
             (
                 "a/b.toml",
                 &format!("{SMALL}[variant.v]\nmachine.cpus = 2\n"),
                 "variant `v`: unknown",
             ),
-            (
-                "a/b.toml",
-                &format!("{SMALL}[variant.v]\n"),
-                "variant `v` changes nothing",
-            ),
+            ("a/b.toml", &format!("{SMALL}[variant.v]\n"), "variant `v` changes nothing"),
             (
                 "a/b.toml",
                 &format!("{SMALL}[variant.v]\nvariant.w.about = \"x\"\n"),
                 "unknown field",
             ),
-            (
-                "a/b.toml",
-                &format!("{SMALL}[variant.V]\ntimeout = \"1s\"\n"),
-                "lower-case",
-            ),
-            (
-                "a/b.toml",
-                &format!("{SMALL}[variant]\nv = 1\n"),
-                "variant `v` is no table",
-            ),
-            (
-                "a/b.toml",
-                &format!("{SMALL}variant = 1\n"),
-                "`variant` is no table",
-            ),
+            ("a/b.toml", &format!("{SMALL}[variant.V]\ntimeout = \"1s\"\n"), "lower-case"),
+            ("a/b.toml", &format!("{SMALL}[variant]\nv = 1\n"), "variant `v` is no table"),
+            ("a/b.toml", &format!("{SMALL}variant = 1\n"), "`variant` is no table"),
             ("a/B.toml", SMALL, "no case"),
             ("a/b.txt", SMALL, "no case"),
             ("b.toml", SMALL, "no case"),
@@ -390,21 +338,13 @@ mod tests {
     fn all_wrong_files_are_told_at_once() {
         let problems = load_files(&[("a/b.toml", "x = 1"), ("a/c.toml", "x = 1")]).unwrap_err();
         assert_eq!(problems.0.len(), 2);
-        assert!(
-            load(Path::new("/no/such/dir"))
-                .unwrap_err()
-                .to_string()
-                .contains("/no/such/dir")
-        );
+        assert!(load(Path::new("/no/such/dir")).unwrap_err().to_string().contains("/no/such/dir"));
     }
 
     fn catalog() -> Catalog {
         let mut catalog = Catalog::new();
         let test = |name: &str| (name.to_string(), String::new());
-        let payload = |tests| Payload {
-            path: "p".into(),
-            tests,
-        };
+        let payload = |tests| Payload { path: "p".into(), tests };
         catalog.add("apic", payload(vec![test("self_ipi"), test("x2apic_msr")]));
         catalog.add(SELFTEST, payload(vec![test("hang")]));
         catalog
@@ -412,17 +352,11 @@ mod tests {
 
     fn check_files(files: &[(&str, &str)]) -> Result<(), Problems> {
         let cases = load_files(files).expect("cases");
-        let facts = FakeFacts {
-            cpuid: vec![("x2apic", false)],
-            ..FakeFacts::default()
-        };
+        let facts = FakeFacts { cpuid: vec![("x2apic", false)], ..FakeFacts::default() };
         check(Path::new("cases"), &cases, &catalog(), &facts)
     }
 
-    const OTHER: (&str, &str) = (
-        "a/o.toml",
-        "about = \"x\"\npayload = \"apic::x2apic_msr\"\n",
-    );
+    const OTHER: (&str, &str) = ("a/o.toml", "about = \"x\"\npayload = \"apic::x2apic_msr\"\n");
 
     #[test]
     fn cases_that_use_every_test_are_in_order() {
@@ -433,14 +367,8 @@ mod tests {
     #[test]
     fn a_missing_payload_or_test_is_told_with_the_nearest() {
         for (reference, says) in [
-            (
-                "apci::self_ipi",
-                "no payload `apci` is built; the nearest is `apic`",
-            ),
-            (
-                "apic::self_api",
-                "payload `apic` has no test `self_api`; the nearest is `self_ipi`",
-            ),
+            ("apci::self_ipi", "no payload `apci` is built; the nearest is `apic`"),
+            ("apic::self_api", "payload `apic` has no test `self_api`; the nearest is `self_ipi`"),
         ] {
             let text = format!("about = \"x\"\npayload = \"{reference}\"\n");
             let files = [("a/b.toml", SMALL), ("a/c.toml", &text), OTHER];
@@ -455,14 +383,8 @@ mod tests {
     fn an_unknown_need_and_a_forgotten_test_are_told() {
         let text = format!("{SMALL}needs = [\"cpuid:x3apic\"]\n");
         let problems = check_files(&[("a/b.toml", &text)]).unwrap_err().to_string();
-        assert!(
-            problems.contains("need `cpuid:x3apic`: unknown x3apic"),
-            "{problems}"
-        );
-        assert!(
-            problems.contains("no case runs `apic::x2apic_msr`"),
-            "{problems}"
-        );
+        assert!(problems.contains("need `cpuid:x3apic`: unknown x3apic"), "{problems}");
+        assert!(problems.contains("no case runs `apic::x2apic_msr`"), "{problems}");
         assert!(!problems.contains("selftest"), "{problems}");
     }
 }

@@ -4,26 +4,16 @@
 /// meant: two edits or a third of the name away at most, or containing it.
 pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let rate = |candidate: &'a str| {
-        let d = if candidate.contains(name) {
-            0
-        } else {
-            distance(name, candidate)
-        };
+        let d = if candidate.contains(name) { 0 } else { distance(name, candidate) };
         let longer = name.len().max(candidate.len());
         (d < longer && d <= (longer / 3).max(2)).then_some((d, candidate))
     };
-    candidates
-        .into_iter()
-        .filter_map(rate)
-        .min()
-        .map(|(_, candidate)| candidate)
+    candidates.into_iter().filter_map(rate).min().map(|(_, candidate)| candidate)
 }
 
 /// `; the nearest is X`, or nothing: what an error message appends.
 pub fn hint<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> String {
-    nearest(name, candidates)
-        .map(|c| format!("; the nearest is `{c}`"))
-        .unwrap_or_default()
+    nearest(name, candidates).map(|c| format!("; the nearest is `{c}`")).unwrap_or_default()
 }
 
 /// Levenshtein distance, in characters.
@@ -48,12 +38,9 @@ mod tests {
 
     #[test]
     fn distance_counts_edits() {
-        for (a, b, d) in [
-            ("", "", 0),
-            ("abc", "", 3),
-            ("kitten", "sitting", 3),
-            ("apic", "apci", 2),
-        ] {
+        for (a, b, d) in
+            [("", "", 0), ("abc", "", 3), ("kitten", "sitting", 3), ("apic", "apci", 2)]
+        {
             assert_eq!(distance(a, b), d, "{a} {b}");
             assert_eq!(distance(b, a), d, "{b} {a}");
         }

@@ -71,15 +71,8 @@ pub enum Met {
     Unknown(String),
 }
 
-const HOST_NEEDS: [&str; 7] = [
-    "hardware-cpl0",
-    "intel",
-    "amd",
-    "cpus>=N",
-    "memory>=SIZE",
-    "hugepages-2M",
-    "hugepages-1G",
-];
+const HOST_NEEDS: [&str; 7] =
+    ["hardware-cpl0", "intel", "amd", "cpus>=N", "memory>=SIZE", "hugepages-2M", "hugepages-1G"];
 
 impl TryFrom<String> for Need {
     type Error = String;
@@ -104,10 +97,7 @@ impl TryFrom<String> for Need {
                 .ok_or_else(|| format!("need `{text}`: write module:MODULE.PARAM=VALUE")),
             "host" => host(rest).map(Need::Host).ok_or_else(|| {
                 let hint = nearest::hint(rest, HOST_NEEDS);
-                format!(
-                    "unknown need `{text}`: host: knows {}{hint}",
-                    HOST_NEEDS.join(", ")
-                )
+                format!("unknown need `{text}`: host: knows {}{hint}", HOST_NEEDS.join(", "))
             }),
             _ => Err(format!(
                 "unknown kind of need `{kind}:` in `{text}`: known are cpuid:, kvm-cap:, module:, \
@@ -140,9 +130,7 @@ fn host(rest: &str) -> Option<HostNeed> {
     let (key, value) = rest.split_once(">=")?;
     match key {
         "cpus" => value.parse().ok().map(HostNeed::Cpus),
-        "memory" => units::size(value)
-            .ok()
-            .map(|bytes| HostNeed::Memory(bytes, value.into())),
+        "memory" => units::size(value).ok().map(|bytes| HostNeed::Memory(bytes, value.into())),
         _ => None,
     }
 }
@@ -153,11 +141,7 @@ impl fmt::Display for Need {
             Need::Kvm => f.write_str("kvm"),
             Need::Cpuid(name) => write!(f, "cpuid:{name}"),
             Need::KvmCap(name) => write!(f, "kvm-cap:{name}"),
-            Need::Module {
-                module,
-                param,
-                value,
-            } => write!(f, "module:{module}.{param}={value}"),
+            Need::Module { module, param, value } => write!(f, "module:{module}.{param}={value}"),
             Need::Host(host) => match host {
                 HostNeed::HardwareCpl0 => f.write_str("host:hardware-cpl0"),
                 HostNeed::Intel => f.write_str("host:intel"),
@@ -181,11 +165,7 @@ impl Need {
             },
             Need::Cpuid(name) => facts.cpuid(name),
             Need::KvmCap(name) => facts.kvm_cap(name),
-            Need::Module {
-                module,
-                param,
-                value,
-            } => match facts.module_param(module, param) {
+            Need::Module { module, param, value } => match facts.module_param(module, param) {
                 Some(found) if found == *value => Met::Yes,
                 Some(found) => Met::No(format!("{module}.{param} is {found}, not {value}")),
                 None => Met::No(format!(
@@ -213,9 +193,7 @@ impl Need {
                 }
                 HostNeed::Memory(bytes, text) => {
                     let have = facts.memory();
-                    met(have >= *bytes, &|| {
-                        format!("{} MiB of memory, {text} needed", have >> 20)
-                    })
+                    met(have >= *bytes, &|| format!("{} MiB of memory, {text} needed", have >> 20))
                 }
                 HostNeed::HugePages(bytes, text) => {
                     let free = facts.free_hugepages(*bytes);
@@ -299,10 +277,7 @@ mod tests {
             ("cpuid:pcid", "pcid"),
             ("kvm-cap:X86_SMM", "X86_SMM"),
             ("module:kvm.enable_pmu=N", "kvm.enable_pmu is Y, not N"),
-            (
-                "module:kvm_intel.nested=Y",
-                "/sys/module/kvm_intel/parameters/nested",
-            ),
+            ("module:kvm_intel.nested=Y", "/sys/module/kvm_intel/parameters/nested"),
             ("host:hardware-cpl0", "kvm-pvm runs guest CPL 0"),
             ("host:intel", "the host's KVM is kvm-pvm"),
             ("host:amd", "the host's KVM is kvm-pvm"),
@@ -316,21 +291,14 @@ mod tests {
             }
         }
         for unknown in ["cpuid:x3apic", "kvm-cap:NO_SUCH"] {
-            assert!(
-                matches!(need(unknown).check(&facts), Met::Unknown(_)),
-                "{unknown}"
-            );
+            assert!(matches!(need(unknown).check(&facts), Met::Unknown(_)), "{unknown}");
         }
     }
 
     #[test]
     fn real_hardware_is_recognised() {
         for flavour in [KvmFlavour::Intel, KvmFlavour::Amd] {
-            let facts = FakeFacts {
-                flavour,
-                hugepages: 4,
-                ..FakeFacts::default()
-            };
+            let facts = FakeFacts { flavour, hugepages: 4, ..FakeFacts::default() };
             assert_eq!(need("host:hardware-cpl0").check(&facts), Met::Yes);
             assert_eq!(need("host:hugepages-1G").check(&facts), Met::Yes);
         }
@@ -338,10 +306,7 @@ mod tests {
 
     #[test]
     fn without_kvm_the_reason_is_passed_on() {
-        let facts = FakeFacts {
-            no_kvm: Some("no /dev/kvm".into()),
-            ..FakeFacts::default()
-        };
+        let facts = FakeFacts { no_kvm: Some("no /dev/kvm".into()), ..FakeFacts::default() };
         assert_eq!(need("kvm").check(&facts), Met::No("no /dev/kvm".into()));
     }
 }

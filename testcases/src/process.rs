@@ -105,17 +105,13 @@ fn supervise(
         Ok(pidfd) => watch(&mut child, pidfd.as_fd(), deadline, cancel, output),
         Err(e) => {
             kill_group(pid);
-            Some(Ended::NotStarted(format!(
-                "the started process cannot be watched: {e}"
-            )))
+            Some(Ended::NotStarted(format!("the started process cannot be watched: {e}")))
         }
     };
     kill_group(pid);
     let status = reap(&mut child);
     match (ended, status) {
-        (Some(Ended::Killed { .. }), status) => Ended::Killed {
-            reaped: status.is_some(),
-        },
+        (Some(Ended::Killed { .. }), status) => Ended::Killed { reaped: status.is_some() },
         (Some(ended), _) => ended,
         (None, Some(status)) => match (status.code(), status.signal()) {
             (Some(code), _) => Ended::Exited(code as u8),
@@ -153,9 +149,7 @@ fn watch(
         let now = Instant::now();
         let until = drain_until.unwrap_or(deadline);
         if now >= until {
-            return drain_until
-                .is_none()
-                .then_some(Ended::Killed { reaped: true });
+            return drain_until.is_none().then_some(Ended::Killed { reaped: true });
         }
         let sources: Vec<(Source, BorrowedFd<'_>)> = [
             (Source::Output(Stream::Out), out.as_ref().map(AsFd::as_fd)),
@@ -165,22 +159,14 @@ fn watch(
         .into_iter()
         .filter_map(|(source, fd)| Some((source, fd?)))
         .collect();
-        let mut fds: Vec<_> = sources
-            .iter()
-            .map(|(_, fd)| PollFd::from_borrowed_fd(*fd, PollFlags::IN))
-            .collect();
-        let wait = Timespec {
-            tv_sec: 0,
-            tv_nsec: (until - now).min(TICK).as_nanos() as i64,
-        };
+        let mut fds: Vec<_> =
+            sources.iter().map(|(_, fd)| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
+        let wait = Timespec { tv_sec: 0, tv_nsec: (until - now).min(TICK).as_nanos() as i64 };
         if poll(&mut fds, Some(&wait)).is_err() {
             // Interrupted by a signal: what it meant is in `cancel`.
             continue;
         }
-        let ready = sources
-            .iter()
-            .zip(&fds)
-            .filter(|(_, fd)| !fd.revents().is_empty());
+        let ready = sources.iter().zip(&fds).filter(|(_, fd)| !fd.revents().is_empty());
         let ready: Vec<Source> = ready.map(|((source, _), _)| *source).collect();
         for source in ready {
             match source {
@@ -253,10 +239,7 @@ mod tests {
     #[test]
     fn status_and_output_arrive_whole() {
         let (ended, out, err, _) = sh("echo out; echo err >&2; exit 77", 10_000);
-        assert_eq!(
-            (ended, &out[..], &err[..]),
-            (Ended::Exited(77), "out\n", "err\n")
-        );
+        assert_eq!((ended, &out[..], &err[..]), (Ended::Exited(77), "out\n", "err\n"));
         let (ended, out, ..) = sh("head -c 1000000 /dev/zero | tr '\\0' x", 10_000);
         assert_eq!((ended, out.len()), (Ended::Exited(0), 1_000_000));
     }
@@ -275,10 +258,7 @@ mod tests {
         assert!(took < Duration::from_secs(5), "{took:?}");
         let (ended, out, _, took) = sh("sleep 60 & echo $!", 10_000);
         assert_eq!(ended, Ended::Exited(0));
-        assert!(
-            took < Duration::from_secs(5),
-            "a grandchild held the run for {took:?}"
-        );
+        assert!(took < Duration::from_secs(5), "a grandchild held the run for {took:?}");
         // The signal is sent; dying of it takes a moment. A zombie waits for its new parent.
         let alive = || {
             let stat = std::fs::read_to_string(format!("/proc/{}/stat", out.trim()));
@@ -286,11 +266,7 @@ mod tests {
         };
         let until = Instant::now() + Duration::from_secs(5);
         while alive() {
-            assert!(
-                Instant::now() < until,
-                "process {} was left behind",
-                out.trim()
-            );
+            assert!(Instant::now() < until, "process {} was left behind", out.trim());
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -323,11 +299,7 @@ mod tests {
     #[test]
     fn what_cannot_be_started_says_why() {
         let cancel = AtomicBool::new(false);
-        match run_inherited(
-            &mut Command::new("/no/such/vmm"),
-            Duration::from_secs(1),
-            &cancel,
-        ) {
+        match run_inherited(&mut Command::new("/no/such/vmm"), Duration::from_secs(1), &cancel) {
             Ended::NotStarted(why) => assert!(why.contains("/no/such/vmm"), "{why}"),
             other => panic!("{other:?}"),
         }

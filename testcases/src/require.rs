@@ -22,12 +22,8 @@ impl Require {
     ///
     /// A name that is no need and none of the special ones.
     pub fn parse(text: &str) -> Result<Require, String> {
-        let names: Vec<String> = text
-            .split(',')
-            .map(str::trim)
-            .filter(|s| !s.is_empty())
-            .map(str::to_string)
-            .collect();
+        let names: Vec<String> =
+            text.split(',').map(str::trim).filter(|s| !s.is_empty()).map(str::to_string).collect();
         for name in &names {
             if !matches!(name.as_str(), "guest" | "all") {
                 Need::try_from(name.clone())
@@ -62,15 +58,9 @@ mod tests {
         assert!(!require.forbids(Some(&Need::Cpuid("pcid".into()))) && !require.forbids(None));
         let all = Require::parse("all").expect("names");
         assert!(all.forbids(None) && all.forbids(Some(&x2apic)));
-        let guest = Require::parse("guest")
-            .expect("names")
-            .and(Require::default());
+        let guest = Require::parse("guest").expect("names").and(Require::default());
         assert!(guest.forbids(None) && !guest.forbids(Some(&Need::Kvm)));
-        assert!(
-            !Require::parse("")
-                .expect("no names")
-                .forbids(Some(&Need::Kvm))
-        );
+        assert!(!Require::parse("").expect("no names").forbids(Some(&Need::Kvm)));
     }
 
     #[test]

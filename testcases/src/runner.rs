@@ -104,10 +104,7 @@ pub struct RunResult {
 impl RunResult {
     /// How many cases had this outcome.
     pub fn count(&self, outcome: Outcome) -> usize {
-        self.results
-            .iter()
-            .filter(|r| r.verdict.outcome == outcome)
-            .count()
+        self.results.iter().filter(|r| r.verdict.outcome == outcome).count()
     }
 
     /// Whether the run as a whole is good: nothing failed, and nothing was left out.
@@ -171,10 +168,7 @@ pub fn command(case: &Case, vmm: &Path, payload: &Path) -> Vec<String> {
     words.extend(["--test".into(), case.spec.payload.test.clone()]);
     words.extend(case.spec.machine.arguments());
     words.extend(["--serial".into(), "stdio".into()]);
-    words.extend([
-        "--timeout".into(),
-        units::show_duration(case.spec.timeout.0),
-    ]);
+    words.extend(["--timeout".into(), units::show_duration(case.spec.timeout.0)]);
     words
 }
 
@@ -225,11 +219,7 @@ fn run_case(case: &Case, setup: &Setup<'_>) -> CaseResult {
     result.command = command(case, &setup.vmm, &payload.path);
     execute(case, setup, &mut result);
     if result.verdict.outcome == Outcome::Skip {
-        result.verdict = skip(
-            setup,
-            None,
-            &format!("the guest: {}", result.verdict.reason),
-        );
+        result.verdict = skip(setup, None, &format!("the guest: {}", result.verdict.reason));
     }
     result
 }
@@ -237,10 +227,7 @@ fn run_case(case: &Case, setup: &Setup<'_>) -> CaseResult {
 /// A skip, or an error if such a skip is not accepted.
 fn skip(setup: &Setup<'_>, need: Option<&Need>, reason: &str) -> Verdict {
     if setup.require.forbids(need) {
-        Verdict::new(
-            Outcome::Error,
-            format!("required, but would skip: {reason}"),
-        )
+        Verdict::new(Outcome::Error, format!("required, but would skip: {reason}"))
     } else {
         Verdict::new(Outcome::Skip, reason)
     }
@@ -284,10 +271,7 @@ fn execute(case: &Case, setup: &Setup<'_>, result: &mut CaseResult) {
 
 fn write_logs(result: &CaseResult, serial: &[u8], stderr: &[u8]) -> io::Result<()> {
     fs::create_dir_all(&result.logs)?;
-    fs::write(
-        result.logs.join("command"),
-        format!("{}\n", shell_line(&result.command)),
-    )?;
+    fs::write(result.logs.join("command"), format!("{}\n", shell_line(&result.command)))?;
     fs::write(result.logs.join("serial.log"), serial)?;
     fs::write(result.logs.join("stderr.log"), stderr)
 }
@@ -303,16 +287,8 @@ mod tests {
              [machine]\nvcpus = 2\ncmdline = \"x='1' y\"\n",
         )
         .expect("a case");
-        let id = CaseId {
-            area: "a".into(),
-            name: "n".into(),
-            variant: None,
-        };
-        let case = Case {
-            id,
-            file: "n.toml".into(),
-            spec,
-        };
+        let id = CaseId { area: "a".into(), name: "n".into(), variant: None };
+        let case = Case { id, file: "n.toml".into(), spec };
         let words = command(&case, Path::new("/x/vmm"), Path::new("/x/a b"));
         let line = shell_line(&words);
         assert_eq!(
@@ -321,14 +297,8 @@ mod tests {
              --serial stdio --timeout 5s"
         );
         let script = format!("printf '%s\\n' {line}");
-        let out = Command::new("sh")
-            .args(["-c", &script])
-            .output()
-            .expect("a shell");
-        let read: Vec<_> = std::str::from_utf8(&out.stdout)
-            .expect("text")
-            .lines()
-            .collect();
+        let out = Command::new("sh").args(["-c", &script]).output().expect("a shell");
+        let read: Vec<_> = std::str::from_utf8(&out.stdout).expect("text").lines().collect();
         assert_eq!(read, words);
         assert_eq!(shell_line(&[String::new()]), "''");
     }

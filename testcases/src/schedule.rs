@@ -18,17 +18,10 @@ impl Schedule {
     /// Takes the weights of all cases; `capacity` is at least 1.
     pub fn new(capacity: usize, weights: impl IntoIterator<Item = usize>) -> Schedule {
         let capacity = capacity.max(1);
-        let mut waiting: Vec<_> = weights
-            .into_iter()
-            .map(|w| w.clamp(1, capacity))
-            .enumerate()
-            .collect();
+        let mut waiting: Vec<_> =
+            weights.into_iter().map(|w| w.clamp(1, capacity)).enumerate().collect();
         waiting.sort_by_key(|(index, weight)| (std::cmp::Reverse(*weight), *index));
-        Schedule {
-            capacity,
-            free: capacity,
-            waiting: waiting.into(),
-        }
+        Schedule { capacity, free: capacity, waiting: waiting.into() }
     }
 
     /// The next case that fits now and its weight; it holds its weight until [`Schedule::done`].
@@ -76,11 +69,7 @@ mod tests {
                 running.push_back(weight);
             }
             peak = peak.max(running.iter().sum());
-            schedule.done(
-                running
-                    .pop_front()
-                    .expect("something must run, or it hangs"),
-            );
+            schedule.done(running.pop_front().expect("something must run, or it hangs"));
         }
         (order, peak)
     }
@@ -88,13 +77,7 @@ mod tests {
     #[test]
     fn everything_runs_once_and_never_too_much() {
         for capacity in 0..6 {
-            for weights in [
-                vec![],
-                vec![1],
-                vec![1, 2, 3, 9, 1],
-                vec![2; 7],
-                vec![0, 5, 1],
-            ] {
+            for weights in [vec![], vec![1], vec![1, 2, 3, 9, 1], vec![2; 7], vec![0, 5, 1]] {
                 let (mut order, peak) = simulate(capacity, &weights);
                 assert!(peak <= capacity.max(1), "{capacity} {weights:?}");
                 order.sort();

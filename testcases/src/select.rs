@@ -76,28 +76,18 @@ mod tests {
 
     fn case(area: &str, name: &str, variant: Option<&str>) -> Case {
         let text = "about = \"x\"\npayload = \"a::b\"\ntags = [\"smoke\"]\n";
-        let id = CaseId {
-            area: area.into(),
-            name: name.into(),
-            variant: variant.map(str::to_string),
-        };
+        let id =
+            CaseId { area: area.into(), name: name.into(), variant: variant.map(str::to_string) };
         let mut spec: crate::case::Spec = toml::from_str(text).expect("a case");
         if variant.is_some() {
             spec.tags.clear();
         }
-        Case {
-            id,
-            file: "x.toml".into(),
-            spec,
-        }
+        Case { id, file: "x.toml".into(), spec }
     }
 
     fn chosen(filters: &[&str], exact: bool) -> Result<Vec<String>, String> {
-        let cases = [
-            case("apic", "ipi", None),
-            case("apic", "ipi", Some("smp2")),
-            case("tsc", "x", None),
-        ];
+        let cases =
+            [case("apic", "ipi", None), case("apic", "ipi", Some("smp2")), case("tsc", "x", None)];
         let filters: Vec<String> = filters.iter().map(|f| f.to_string()).collect();
         let chosen = select(&cases, &filters, exact)?;
         Ok(chosen.iter().map(|case| case.id.to_string()).collect())
@@ -131,11 +121,7 @@ mod tests {
             let error = chosen(&filters, exact).unwrap_err();
             assert!(error.contains("no case matches"), "{error}");
         }
-        assert!(
-            chosen(&["apci/ipi"], false)
-                .unwrap_err()
-                .contains("nearest is `apic/ipi`")
-        );
+        assert!(chosen(&["apci/ipi"], false).unwrap_err().contains("nearest is `apic/ipi`"));
     }
 
     #[test]
@@ -151,11 +137,7 @@ mod tests {
             ("a*ab", "aaab", true),
             ("abc", "ab", false),
         ] {
-            assert_eq!(
-                glob(pattern.as_bytes(), text.as_bytes()),
-                yes,
-                "{pattern} {text}"
-            );
+            assert_eq!(glob(pattern.as_bytes(), text.as_bytes()), yes, "{pattern} {text}");
         }
     }
 }

@@ -104,11 +104,7 @@ mod tests {
     #[test]
     fn statuses_are_even_distinct_and_read_back() {
         for end in VmmEnd::ALL {
-            assert_eq!(
-                end.status() % 2,
-                0,
-                "{end:?} must not meet a guest's odd status"
-            );
+            assert_eq!(end.status() % 2, 0, "{end:?} must not meet a guest's odd status");
             assert_eq!(VmmEnd::from_status(end.status()), Some(end));
         }
         assert_eq!(VmmEnd::from_status(16), None);

@@ -80,10 +80,7 @@ impl Transcript {
     pub fn finish(&mut self) {
         if self.line.starts_with(MARK.as_bytes()) {
             let line = String::from_utf8_lossy(&self.line).into_owned();
-            self.broken(format!(
-                "the last report line was cut off: `{}`",
-                line.escape_debug()
-            ));
+            self.broken(format!("the last report line was cut off: `{}`", line.escape_debug()));
         }
     }
 
@@ -134,10 +131,7 @@ impl Transcript {
                 self.broken(format!("the test reported more than {MAX_VALUES} values"));
             }
             (Report::Begun, Line::Value { key, value, .. }) => {
-                self.values.push(Measured {
-                    key: key.into(),
-                    value,
-                });
+                self.values.push(Measured { key: key.into(), value });
             }
             (Report::Begun, Line::End { value, reason, .. }) => {
                 self.report = Report::Ended(value, reason.into());
@@ -159,11 +153,7 @@ mod tests {
         let mut bytewise = Transcript::new("t");
         log.as_bytes().iter().for_each(|b| bytewise.push(&[*b]));
         bytewise.finish();
-        assert_eq!(
-            whole.report(),
-            bytewise.report(),
-            "chunks must not matter: {log}"
-        );
+        assert_eq!(whole.report(), bytewise.report(), "chunks must not matter: {log}");
         assert_eq!(whole.values(), bytewise.values());
         whole.report().clone()
     }
@@ -187,11 +177,7 @@ mod tests {
     fn values_are_kept_in_order() {
         let log = b"## begin t\n## value t a 1\n## value t b 2\n## value t a 3\n## pass t\n";
         let transcript = Transcript::of("t", log);
-        let values: Vec<_> = transcript
-            .values()
-            .iter()
-            .map(|m| (&m.key[..], m.value))
-            .collect();
+        let values: Vec<_> = transcript.values().iter().map(|m| (&m.key[..], m.value)).collect();
         assert_eq!(values, [("a", 1), ("b", 2), ("a", 3)]);
     }
 
@@ -233,9 +219,6 @@ mod tests {
         assert!(transcript.line.capacity() <= 2 * MAX_LINE);
         transcript.push(b"\n## begin t\n## pass t\n");
         transcript.finish();
-        assert_eq!(
-            *transcript.report(),
-            Report::Ended(ExitValue::Pass, String::new())
-        );
+        assert_eq!(*transcript.report(), Report::Ended(ExitValue::Pass, String::new()));
     }
 }

@@ -70,10 +70,7 @@ pub struct Verdict {
 impl Verdict {
     /// An outcome with its reason.
     pub fn new(outcome: Outcome, reason: impl Into<String>) -> Verdict {
-        Verdict {
-            outcome,
-            reason: reason.into(),
-        }
+        Verdict { outcome, reason: reason.into() }
     }
 }
 
@@ -86,11 +83,7 @@ pub fn verdict(ended: &Ended, report: &Report, expect: Expect) -> Verdict {
     };
     // The VMM speaks of itself or of the host: nothing the guest said outweighs that.
     if let Some(end @ (VmmEnd::BadInput | VmmEnd::VmmFailed)) = VmmEnd::from_status(status) {
-        return error(format!(
-            "{} (exit status {status}); {}",
-            end.story(),
-            said(report)
-        ));
+        return error(format!("{} (exit status {status}); {}", end.story(), said(report)));
     }
     if let Report::Broken(why) = report {
         return error(format!("the report is broken: {why}; {}", story(status)));
@@ -106,21 +99,13 @@ fn guests_word(value: ExitValue, report: &Report, expect: Expect) -> Verdict {
     let Report::Ended(said_value, reason) = report else {
         return Verdict::new(
             Outcome::Error,
-            format!(
-                "the exit value says `{}`, but {}",
-                value.word(),
-                said(report)
-            ),
+            format!("the exit value says `{}`, but {}", value.word(), said(report)),
         );
     };
     if *said_value != value {
         return Verdict::new(
             Outcome::Error,
-            format!(
-                "the exit value says `{}`, but {}",
-                value.word(),
-                said(report)
-            ),
+            format!("the exit value says `{}`, but {}", value.word(), said(report)),
         );
     }
     match (value, expect) {
@@ -140,23 +125,15 @@ fn other_end(status: u8, report: &Report, expect: Expect) -> Verdict {
         Expect::Exit(value) => Some(payload_abi::exit_status(value)),
         Expect::Vmm(end) => Some(end.status()),
     };
-    let wanted = if expected.is_some() {
-        format!("expected {expect}, but ")
-    } else {
-        "".into()
-    };
+    let wanted = if expected.is_some() { format!("expected {expect}, but ") } else { "".into() };
     match report {
         Report::Begun if expected == Some(status) => Verdict::new(Outcome::Pass, ""),
         // A value that means nothing is the payload's own mistake, not the subject's.
-        Report::Begun if VmmEnd::from_status(status).is_some() => Verdict::new(
-            Outcome::Fail,
-            format!("{wanted}{} after the test began", story(status)),
-        ),
+        Report::Begun if VmmEnd::from_status(status).is_some() => {
+            Verdict::new(Outcome::Fail, format!("{wanted}{} after the test began", story(status)))
+        }
         Report::Begun => Verdict::new(Outcome::Error, format!("{wanted}{}", story(status))),
-        _ => Verdict::new(
-            Outcome::Error,
-            format!("{}, but {}", story(status), said(report)),
-        ),
+        _ => Verdict::new(Outcome::Error, format!("{}, but {}", story(status), said(report))),
     }
 }
 
@@ -166,10 +143,7 @@ pub fn story(status: u8) -> String {
         (Some(end), _) => format!("{} (exit status {status})", end.story()),
         (_, Some(value)) => format!("the exit value says `{}`", value.word()),
         (None, None) if status % 2 == 1 => {
-            format!(
-                "the guest wrote {} to the exit port, which means nothing",
-                status >> 1
-            )
+            format!("the guest wrote {} to the exit port, which means nothing", status >> 1)
         }
         (None, None) => format!("the VMM ended with status {status}, which means nothing"),
     }
@@ -192,12 +166,8 @@ fn said(report: &Report) -> String {
 mod tests {
     use super::*;
 
-    const WORDS: [ExitValue; 4] = [
-        ExitValue::Pass,
-        ExitValue::Fail,
-        ExitValue::Skip,
-        ExitValue::Error,
-    ];
+    const WORDS: [ExitValue; 4] =
+        [ExitValue::Pass, ExitValue::Fail, ExitValue::Skip, ExitValue::Error];
 
     fn reports() -> Vec<Report> {
         let mut all = vec![Report::Silent, Report::Begun, Report::Broken("torn".into())];
@@ -207,12 +177,7 @@ mod tests {
 
     fn expectations() -> Vec<Expect> {
         let mut all = vec![Expect::Pass, Expect::Exit(5)];
-        all.extend(
-            VmmEnd::ALL
-                .into_iter()
-                .filter(|e| e.is_guests_doing())
-                .map(Expect::Vmm),
-        );
+        all.extend(VmmEnd::ALL.into_iter().filter(|e| e.is_guests_doing()).map(Expect::Vmm));
         all
     }
 
@@ -274,11 +239,7 @@ mod tests {
                 }
             }
         }
-        assert_eq!(
-            passes,
-            expectations().len(),
-            "one way to pass for each expectation"
-        );
+        assert_eq!(passes, expectations().len(), "one way to pass for each expectation");
     }
 
     fn reason(status: u8, report: Report, expect: Expect) -> String {
@@ -291,46 +252,16 @@ mod tests {
         let triple = Expect::Vmm(VmmEnd::TripleFault);
         for (reason, says) in [
             (reason(1, Report::Silent, Expect::Pass), "never began"),
-            (
-                reason(1, Report::Begun, Expect::Pass),
-                "never said how it ended",
-            ),
-            (
-                reason(1, ended(ExitValue::Fail, "x"), Expect::Pass),
-                "the report says `fail`: x",
-            ),
-            (
-                reason(3, ended(ExitValue::Fail, "x.rs:1: no"), Expect::Pass),
-                "x.rs:1: no",
-            ),
-            (
-                reason(4, Report::Begun, Expect::Pass),
-                "triple-faulted (exit status 4) after",
-            ),
-            (
-                reason(4, Report::Silent, Expect::Pass),
-                "triple-faulted (exit status 4), but the",
-            ),
-            (
-                reason(8, Report::Begun, triple),
-                "expected triple-fault, but every vCPU halted",
-            ),
-            (
-                reason(1, ended(ExitValue::Pass, ""), triple),
-                "ended and passed",
-            ),
-            (
-                reason(11, Report::Begun, Expect::Pass),
-                "wrote 5 to the exit port",
-            ),
-            (
-                reason(16, Report::Begun, Expect::Pass),
-                "status 16, which means nothing",
-            ),
-            (
-                reason(1, Report::Broken("torn".into()), Expect::Pass),
-                "torn",
-            ),
+            (reason(1, Report::Begun, Expect::Pass), "never said how it ended"),
+            (reason(1, ended(ExitValue::Fail, "x"), Expect::Pass), "the report says `fail`: x"),
+            (reason(3, ended(ExitValue::Fail, "x.rs:1: no"), Expect::Pass), "x.rs:1: no"),
+            (reason(4, Report::Begun, Expect::Pass), "triple-faulted (exit status 4) after"),
+            (reason(4, Report::Silent, Expect::Pass), "triple-faulted (exit status 4), but the"),
+            (reason(8, Report::Begun, triple), "expected triple-fault, but every vCPU halted"),
+            (reason(1, ended(ExitValue::Pass, ""), triple), "ended and passed"),
+            (reason(11, Report::Begun, Expect::Pass), "wrote 5 to the exit port"),
+            (reason(16, Report::Begun, Expect::Pass), "status 16, which means nothing"),
+            (reason(1, Report::Broken("torn".into()), Expect::Pass), "torn"),
             (reason(2, Report::Silent, Expect::Pass), "refused its input"),
         ] {
             assert!(reason.contains(says), "{says}: {reason}");

@@ -23,11 +23,7 @@ struct Host {
 
 impl HostFacts for Host {
     fn kvm(&self) -> Result<(), String> {
-        if self.kvm {
-            Ok(())
-        } else {
-            Err("no /dev/kvm".into())
-        }
+        if self.kvm { Ok(()) } else { Err("no /dev/kvm".into()) }
     }
     fn cpuid(&self, feature: &str) -> Met {
         match feature {
@@ -75,16 +71,8 @@ impl Watch for Seen {
 fn case(test: &str, more: &str) -> Case {
     let text = format!("about = \"x\"\npayload = \"fake::{test}\"\ntimeout = \"100ms\"\n{more}\n");
     let spec: Spec = toml::from_str(&text).expect("a case");
-    let id = CaseId {
-        area: "fake".into(),
-        name: test.into(),
-        variant: None,
-    };
-    Case {
-        id,
-        file: "x.toml".into(),
-        spec,
-    }
+    let id = CaseId { area: "fake".into(), name: test.into(), variant: None };
+    Case { id, file: "x.toml".into(), spec }
 }
 
 struct Options {
@@ -112,13 +100,7 @@ impl Default for Options {
 fn run(cases: &[Case], options: &Options) -> (RunResult, tempfile::TempDir) {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let mut catalog = Catalog::new();
-    catalog.add(
-        "fake",
-        Payload {
-            path: "fake.elf".into(),
-            tests: vec![],
-        },
-    );
+    catalog.add("fake", Payload { path: "fake.elf".into(), tests: vec![] });
     let setup = Setup {
         vmm: options.vmm.clone(),
         runs: dir.path().into(),
@@ -132,10 +114,7 @@ fn run(cases: &[Case], options: &Options) -> (RunResult, tempfile::TempDir) {
     };
     let mut seen = Seen::default();
     let result = runner::run(cases, &setup, &mut seen);
-    assert_eq!(
-        (seen.started, seen.ended),
-        (result.results.len(), result.results.len())
-    );
+    assert_eq!((seen.started, seen.ended), (result.results.len(), result.results.len()));
     (result, dir)
 }
 
@@ -155,77 +134,29 @@ fn every_end_has_its_outcome() {
         ("status_2", "", Outcome::Error, "refused its input"),
         ("status_4", "", Outcome::Fail, "triple-faulted"),
         ("status_4", "expect = \"triple-fault\"", Outcome::Pass, ""),
-        (
-            "status_6",
-            "expect = \"triple-fault\"",
-            Outcome::Fail,
-            "expected triple-fault",
-        ),
+        ("status_6", "expect = \"triple-fault\"", Outcome::Fail, "expected triple-fault"),
         ("status_8", "", Outcome::Fail, "every vCPU halted"),
         ("status_11", "expect = \"exit:5\"", Outcome::Pass, ""),
         ("status_14", "", Outcome::Error, "the VMM failed"),
-        (
-            "status_101",
-            "",
-            Outcome::Error,
-            "wrote 50 to the exit port, which means nothing",
-        ),
-        (
-            "pass",
-            "expect = \"halted\"",
-            Outcome::Fail,
-            "the guest ended and passed",
-        ),
+        ("status_101", "", Outcome::Error, "wrote 50 to the exit port, which means nothing"),
+        ("pass", "expect = \"halted\"", Outcome::Fail, "the guest ended and passed"),
         ("pass", "needs = [\"cpuid:x2apic\"]", Outcome::Pass, ""),
-        (
-            "pass",
-            "needs = [\"cpuid:pcid\"]",
-            Outcome::Skip,
-            "needs cpuid:pcid: KVM shows no pcid",
-        ),
-        (
-            "pass",
-            "needs = [\"cpuid:nothing\"]",
-            Outcome::Error,
-            "no such feature: nothing",
-        ),
+        ("pass", "needs = [\"cpuid:pcid\"]", Outcome::Skip, "needs cpuid:pcid: KVM shows no pcid"),
+        ("pass", "needs = [\"cpuid:nothing\"]", Outcome::Error, "no such feature: nothing"),
     ];
-    let cases: Vec<_> = table
-        .iter()
-        .map(|(test, more, ..)| case(test, more))
-        .collect();
+    let cases: Vec<_> = table.iter().map(|(test, more, ..)| case(test, more)).collect();
     let (result, _dir) = run(&cases, &Options::default());
     assert_eq!(result.results.len(), table.len());
     for ((test, more, outcome, reason), got) in table.iter().zip(&result.results) {
         let verdict = &got.verdict;
-        assert_eq!(
-            verdict.outcome, *outcome,
-            "{test} {more}: {}",
-            verdict.reason
-        );
-        assert!(
-            verdict.reason.contains(reason),
-            "{test} {more}: {}",
-            verdict.reason
-        );
-        assert_eq!(
-            verdict.reason.is_empty(),
-            reason.is_empty(),
-            "{test}: {}",
-            verdict.reason
-        );
+        assert_eq!(verdict.outcome, *outcome, "{test} {more}: {}", verdict.reason);
+        assert!(verdict.reason.contains(reason), "{test} {more}: {}", verdict.reason);
+        assert_eq!(verdict.reason.is_empty(), reason.is_empty(), "{test}: {}", verdict.reason);
     }
     assert!(!result.is_good());
-    let values: Vec<_> = result.results[0]
-        .values
-        .iter()
-        .map(|m| (&m.key[..], m.value))
-        .collect();
+    let values: Vec<_> = result.results[0].values.iter().map(|m| (&m.key[..], m.value)).collect();
     assert_eq!(values, [("exit_ticks", 42)]);
-    assert_eq!(
-        result.results[7].stderr_tail.last().expect("a report"),
-        "rip 0x100000"
-    );
+    assert_eq!(result.results[7].stderr_tail.last().expect("a report"), "rip 0x100000");
 }
 
 #[test]
@@ -235,40 +166,20 @@ fn a_vmm_that_hangs_is_killed_in_bounded_time() {
     let verdict = &result.results[0].verdict;
     assert_eq!(verdict.outcome, Outcome::Error);
     assert!(verdict.reason.contains("was killed"), "{}", verdict.reason);
-    assert!(
-        start.elapsed() < Duration::from_secs(5),
-        "{:?}",
-        start.elapsed()
-    );
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
 }
 
 #[test]
 fn a_flood_of_output_is_bounded_in_files_and_in_the_report() {
     let (result, dir) = run(&[longer(case("flood", ""))], &Options::default());
     let flood = &result.results[0];
-    assert_eq!(
-        flood.verdict.outcome,
-        Outcome::Pass,
-        "{}",
-        flood.verdict.reason
-    );
+    assert_eq!(flood.verdict.outcome, Outcome::Pass, "{}", flood.verdict.reason);
     assert!(flood.serial_bytes > 64 << 20);
     for log in ["serial.log", "stderr.log"] {
-        let size = dir
-            .path()
-            .join("fake/flood")
-            .join(log)
-            .metadata()
-            .expect("a log")
-            .len();
+        let size = dir.path().join("fake/flood").join(log).metadata().expect("a log").len();
         assert!((1..512 << 10).contains(&size), "{log} has {size} bytes");
     }
-    let shown: usize = flood
-        .serial_tail
-        .iter()
-        .chain(&flood.stderr_tail)
-        .map(String::len)
-        .sum();
+    let shown: usize = flood.serial_tail.iter().chain(&flood.stderr_tail).map(String::len).sum();
     assert!(shown < 64 << 10, "{shown} bytes would be shown");
 }
 
@@ -302,13 +213,7 @@ fn a_required_skip_is_an_error() {
         ("cpuid:pcid", [Outcome::Skip, Outcome::Error]),
         ("all", [Outcome::Error, Outcome::Error]),
     ] {
-        let (result, _dir) = run(
-            &cases,
-            &Options {
-                require,
-                ..Options::default()
-            },
-        );
+        let (result, _dir) = run(&cases, &Options { require, ..Options::default() });
         let got: Vec<_> = result.results.iter().map(|r| r.verdict.outcome).collect();
         assert_eq!(got, outcomes, "{require}");
     }
@@ -317,23 +222,10 @@ fn a_required_skip_is_an_error() {
 #[test]
 fn without_kvm_all_is_skipped_or_required() {
     let cases = [case("pass", "")];
-    let (result, _dir) = run(
-        &cases,
-        &Options {
-            kvm: false,
-            ..Options::default()
-        },
-    );
+    let (result, _dir) = run(&cases, &Options { kvm: false, ..Options::default() });
     assert_eq!(result.results[0].verdict.outcome, Outcome::Skip);
     assert_eq!(result.results[0].verdict.reason, "needs kvm: no /dev/kvm");
-    let (result, _dir) = run(
-        &cases,
-        &Options {
-            kvm: false,
-            require: "kvm",
-            ..Options::default()
-        },
-    );
+    let (result, _dir) = run(&cases, &Options { kvm: false, require: "kvm", ..Options::default() });
     assert_eq!(result.results[0].verdict.outcome, Outcome::Error);
 }
 
@@ -341,55 +233,28 @@ fn without_kvm_all_is_skipped_or_required() {
 fn cases_run_side_by_side_up_to_the_jobs() {
     let cases: Vec<_> = (0..4).map(|_| longer(case("slow", ""))).collect();
     let time = |jobs| {
-        let (result, _dir) = run(
-            &cases,
-            &Options {
-                jobs,
-                ..Options::default()
-            },
-        );
+        let (result, _dir) = run(&cases, &Options { jobs, ..Options::default() });
         assert!(result.is_good(), "{:?}", result.results[0].verdict);
         result.duration
     };
     // Each one sleeps for 300 ms.
     let (alone, together) = (time(1), time(4));
     assert!(alone >= Duration::from_millis(1200), "{alone:?}");
-    assert!(
-        together < alone - Duration::from_millis(400),
-        "{together:?} of {alone:?}"
-    );
+    assert!(together < alone - Duration::from_millis(400), "{together:?} of {alone:?}");
 }
 
 #[test]
 fn fail_fast_stops_and_tells_what_was_not_run() {
     let cases = [case("fail", ""), case("pass", ""), case("skip", "")];
-    let (result, _dir) = run(
-        &cases,
-        &Options {
-            jobs: 1,
-            fail_fast: true,
-            ..Options::default()
-        },
-    );
+    let (result, _dir) = run(&cases, &Options { jobs: 1, fail_fast: true, ..Options::default() });
     assert_eq!(result.results.len(), 1);
-    assert_eq!(
-        result
-            .not_run
-            .iter()
-            .map(|id| &id.name[..])
-            .collect::<Vec<_>>(),
-        ["pass", "skip"]
-    );
+    assert_eq!(result.not_run.iter().map(|id| &id.name[..]).collect::<Vec<_>>(), ["pass", "skip"]);
     assert!(!result.is_good());
 }
 
 #[test]
 fn a_cancelled_run_starts_nothing_more() {
-    let options = Options {
-        jobs: 1,
-        cancel: AtomicBool::new(true),
-        ..Options::default()
-    };
+    let options = Options { jobs: 1, cancel: AtomicBool::new(true), ..Options::default() };
     let (result, _dir) = run(&[case("hang", ""), case("pass", "")], &options);
     assert_eq!(result.results[0].verdict.outcome, Outcome::Error);
     assert_eq!(result.not_run.len(), 1);
@@ -398,16 +263,9 @@ fn a_cancelled_run_starts_nothing_more() {
 
 #[test]
 fn a_vmm_that_is_not_there_is_an_error() {
-    let options = Options {
-        vmm: "/no/such/vmm".into(),
-        ..Options::default()
-    };
+    let options = Options { vmm: "/no/such/vmm".into(), ..Options::default() };
     let (result, _dir) = run(&[case("pass", "")], &options);
     let verdict = &result.results[0].verdict;
     assert_eq!(verdict.outcome, Outcome::Error);
-    assert!(
-        verdict.reason.contains("/no/such/vmm"),
-        "{}",
-        verdict.reason
-    );
+    assert!(verdict.reason.contains("/no/such/vmm"), "{}", verdict.reason);
 }

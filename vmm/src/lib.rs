@@ -1,1 +1,19 @@
 //! A KVM virtual machine monitor whose board speaks exits.
+//!
+//! A vCPU leaves guest mode with an exit; the board answers with an entry. Nothing on the board's
+//! side of that line knows about KVM, so the same devices are reached by a guest, a unit test, a
+//! fuzzer, a benchmark and a replayed recording. From the inside out, and an arrow never points
+//! outward: [`access`], [`ram`], [`device`], chips, [`bus`], machine, script, boot, hv, run.
+
+pub mod access;
+pub mod bus;
+pub mod cpu;
+pub mod cpuid;
+pub mod device;
+pub mod exit;
+pub mod host;
+pub mod hv;
+pub mod machine;
+pub mod ram;
+pub mod run;
+pub mod state;

@@ -92,11 +92,7 @@ pub fn write(run: &RunResult, host: &HostInfo) -> Result<String, serde_json::Err
     let report = Report {
         schema: SCHEMA,
         host,
-        started: run
-            .started
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default()
-            .as_secs(),
+        started: run.started.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs(),
         duration_ms: millis(run.duration),
         counts: Counts {
             pass: run.count(Outcome::Pass),
@@ -131,14 +127,7 @@ fn case(result: &CaseResult) -> CaseReport<'_> {
             _ => None,
         },
         duration_ms: millis(result.duration),
-        values: result
-            .values
-            .iter()
-            .map(|m| Value {
-                key: &m.key,
-                value: m.value,
-            })
-            .collect(),
+        values: result.values.iter().map(|m| Value { key: &m.key, value: m.value }).collect(),
         command: &result.command,
         logs: result.logs.display().to_string(),
         serial_bytes: result.serial_bytes,
@@ -164,20 +153,13 @@ mod tests {
             report["counts"],
             serde_json::json!({"pass": 1, "fail": 1, "error": 1, "skip": 1, "not_run": 0})
         );
-        let outcomes: Vec<_> = report["cases"]
-            .as_array()
-            .expect("cases")
-            .iter()
-            .map(|c| &c["outcome"])
-            .collect();
+        let outcomes: Vec<_> =
+            report["cases"].as_array().expect("cases").iter().map(|c| &c["outcome"]).collect();
         assert_eq!(outcomes, ["pass", "fail", "error", "skip"]);
         let bad = &report["cases"][1];
         assert_eq!(bad["id"], "apic/bad");
         assert_eq!(bad["reason"], "a.rs:1: 1 < 2 & 3");
-        assert_eq!(
-            bad["values"][0],
-            serde_json::json!({"key": "exit_ticks", "value": 42})
-        );
+        assert_eq!(bad["values"][0], serde_json::json!({"key": "exit_ticks", "value": 42}));
         assert_eq!(bad["status"], 1);
         assert_eq!(report["cases"][3]["need"], "cpuid:x2apic");
         assert_eq!(report["cases"][3]["status"], serde_json::Value::Null);

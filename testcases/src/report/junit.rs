@@ -21,11 +21,9 @@ pub fn write(run: &RunResult, host: &HostInfo) -> Result<String, quick_junit::Se
             Some(suite) => suite.add_test_case(case),
             None => {
                 let mut suite = TestSuite::new(area);
-                for (key, value) in [
-                    ("kernel", &host.kernel),
-                    ("cpu", &host.cpu),
-                    ("kvm", &host.kvm),
-                ] {
+                for (key, value) in
+                    [("kernel", &host.kernel), ("cpu", &host.cpu), ("kvm", &host.kvm)]
+                {
                     suite.add_property(Property::new(key, value.as_str()));
                 }
                 suite.add_test_case(case);
@@ -59,8 +57,7 @@ fn case(result: &CaseResult) -> TestCase {
 
 fn filled(result: &CaseResult, status: TestCaseStatus) -> TestCase {
     let mut case = TestCase::new(result.case.id.to_string(), status);
-    case.set_classname(result.case.spec.payload.to_string())
-        .set_time(result.duration);
+    case.set_classname(result.case.spec.payload.to_string()).set_time(result.duration);
     case.add_property(Property::new("about", result.case.spec.about.0.as_str()));
     if !result.command.is_empty() {
         case.add_property(Property::new("command", shell_line(&result.command)));
@@ -84,11 +81,7 @@ mod tests {
     #[test]
     fn each_outcome_has_its_element_and_text_is_escaped() {
         let mut run = sample::run();
-        run.not_run.push(CaseId {
-            area: "tsc".into(),
-            name: "late".into(),
-            variant: None,
-        });
+        run.not_run.push(CaseId { area: "tsc".into(), name: "late".into(), variant: None });
         let xml = write(&run, &sample::host()).expect("a report");
         let read = Report::deserialize_from_str(&xml).expect("it reads back");
         assert_eq!((read.tests, read.failures, read.errors), (5, 1, 2), "{xml}");

@@ -26,9 +26,7 @@ impl HostInfo {
     pub fn collect(files: &Files, facts: &dyn HostFacts) -> HostInfo {
         HostInfo {
             kernel: files.kernel(),
-            cpu: files
-                .cpuinfo("model name")
-                .unwrap_or_else(|| "unknown".into()),
+            cpu: files.cpuinfo("model name").unwrap_or_else(|| "unknown".into()),
             kvm: facts.flavour().to_string(),
             cpus: facts.cpus(),
             memory_mib: facts.memory() >> 20,
@@ -61,26 +59,15 @@ pub(crate) mod sample {
 
     pub(crate) fn result(area: &str, name: &str, outcome: Outcome, reason: &str) -> CaseResult {
         let spec = toml::from_str("about = \"It works.\"\npayload = \"apic::ipi\"\n");
-        let id = CaseId {
-            area: area.into(),
-            name: name.into(),
-            variant: None,
-        };
+        let id = CaseId { area: area.into(), name: name.into(), variant: None };
         let skipped = outcome == Outcome::Skip;
         CaseResult {
-            case: Case {
-                id,
-                file: "x.toml".into(),
-                spec: spec.expect("a case"),
-            },
+            case: Case { id, file: "x.toml".into(), spec: spec.expect("a case") },
             verdict: Verdict::new(outcome, reason),
             unmet: skipped.then(|| Need::Cpuid("x2apic".into())),
             duration: Duration::from_millis(1500),
             ended: (!skipped).then_some(Ended::Exited(1)),
-            values: vec![Measured {
-                key: "exit_ticks".into(),
-                value: 42,
-            }],
+            values: vec![Measured { key: "exit_ticks".into(), value: 42 }],
             command: vec!["vmm".into(), "run".into(), "a b".into()],
             logs: format!("runs/{area}/{name}").into(),
             serial_bytes: 7,

@@ -9,12 +9,8 @@ use crate::verdict::Outcome;
 /// One line on a case that ended.
 pub fn line(result: &CaseResult) -> String {
     let outcome = result.verdict.outcome;
-    let mut line = format!(
-        "{:<5} {} ({})",
-        outcome.word(),
-        result.case.id,
-        seconds(result.duration)
-    );
+    let mut line =
+        format!("{:<5} {} ({})", outcome.word(), result.case.id, seconds(result.duration));
     if !result.verdict.reason.is_empty() {
         let _ = write!(line, ": {}", result.verdict.reason);
     }
@@ -55,13 +51,7 @@ pub fn details(result: &CaseResult) -> String {
 
 /// The command that runs this case alone.
 fn rerun(result: &CaseResult) -> String {
-    let words = [
-        "cargo",
-        "xtask",
-        "test",
-        "--exact",
-        &result.case.id.to_string(),
-    ];
+    let words = ["cargo", "xtask", "test", "--exact", &result.case.id.to_string()];
     shell_line(&words.map(str::to_string))
 }
 
@@ -70,11 +60,7 @@ fn rerun(result: &CaseResult) -> String {
 pub fn summary(run: &RunResult) -> String {
     let mut text = table(run);
     let mut list = |title: &str, wanted: &dyn Fn(Outcome) -> bool| {
-        let bad: Vec<_> = run
-            .results
-            .iter()
-            .filter(|r| wanted(r.verdict.outcome))
-            .collect();
+        let bad: Vec<_> = run.results.iter().filter(|r| wanted(r.verdict.outcome)).collect();
         if !bad.is_empty() {
             let _ = writeln!(text, "\n{title}:");
             for r in bad {
@@ -86,27 +72,15 @@ pub fn summary(run: &RunResult) -> String {
     list("skipped", &|outcome| outcome == Outcome::Skip);
     list("failed", &Outcome::is_bad);
     if !run.not_run.is_empty() {
-        let _ = writeln!(
-            text,
-            "\nnot run, because the run was stopped: {}",
-            run.not_run.len()
-        );
+        let _ = writeln!(text, "\nnot run, because the run was stopped: {}", run.not_run.len());
         for id in &run.not_run {
             let _ = writeln!(text, "  {id}");
         }
     }
     let errors = run.count(Outcome::Error);
-    let _ = write!(
-        text,
-        "\n{} cases in {}",
-        run.results.len(),
-        seconds(run.duration)
-    );
+    let _ = write!(text, "\n{} cases in {}", run.results.len(), seconds(run.duration));
     if errors > 0 {
-        let _ = write!(
-            text,
-            "; {errors} of the failed are errors: the test or its surroundings"
-        );
+        let _ = write!(text, "; {errors} of the failed are errors: the test or its surroundings");
     }
     let _ = writeln!(text, "\n{}", last_line(run));
     text
@@ -136,12 +110,7 @@ fn table(run: &RunResult) -> String {
         counts[column.expect("all outcomes are listed")] += 1;
         *time += result.duration;
     }
-    let width = rows
-        .iter()
-        .map(|(area, ..)| area.len())
-        .max()
-        .unwrap_or(0)
-        .max("area".len());
+    let width = rows.iter().map(|(area, ..)| area.len()).max().unwrap_or(0).max("area".len());
     let mut text = format!("{:<width$}", "area");
     for outcome in OUTCOMES {
         let _ = write!(text, " {:>6}", outcome.word());
@@ -172,20 +141,11 @@ mod tests {
         let text = summary(&sample::run());
         assert_eq!(text.lines().last(), Some("1 passed, 2 failed, 1 skipped"));
         assert!(text.contains("1 of the failed are errors"), "{text}");
-        assert!(
-            text.contains("skip  tsc/absent: needs cpuid:x2apic: no"),
-            "{text}"
-        );
+        assert!(text.contains("skip  tsc/absent: needs cpuid:x2apic: no"), "{text}");
         assert!(text.contains("fail  apic/bad: a.rs:1"), "{text}");
-        assert!(
-            text.contains("error tsc/broken: no report line came"),
-            "{text}"
-        );
-        let rows: Vec<Vec<&str>> = text
-            .lines()
-            .take(3)
-            .map(|l| l.split_whitespace().collect())
-            .collect();
+        assert!(text.contains("error tsc/broken: no report line came"), "{text}");
+        let rows: Vec<Vec<&str>> =
+            text.lines().take(3).map(|l| l.split_whitespace().collect()).collect();
         assert_eq!(rows[0], ["area", "pass", "fail", "error", "skip", "time"]);
         assert_eq!(rows[1], ["apic", "1", "1", "0", "0", "3.00s"]);
         assert_eq!(rows[2], ["tsc", "0", "0", "1", "1", "3.00s"]);
@@ -197,10 +157,7 @@ mod tests {
         let last = run.results.pop().expect("a result");
         run.not_run.push(last.case.id);
         let text = summary(&run);
-        assert!(
-            text.contains("not run, because the run was stopped: 1\n  tsc/absent"),
-            "{text}"
-        );
+        assert!(text.contains("not run, because the run was stopped: 1\n  tsc/absent"), "{text}");
         assert_eq!(text.lines().last(), Some("1 passed, 2 failed, 0 skipped"));
     }
 
@@ -222,9 +179,6 @@ mod tests {
     fn a_line_has_outcome_id_time_and_reason() {
         let run = sample::run();
         assert_eq!(line(&run.results[0]), "pass  apic/good (1.50s)");
-        assert_eq!(
-            line(&run.results[1]),
-            "fail  apic/bad (1.50s): a.rs:1: 1 < 2 & 3"
-        );
+        assert_eq!(line(&run.results[1]), "fail  apic/bad (1.50s): a.rs:1: 1 < 2 & 3");
     }
 }

@@ -8,10 +8,7 @@ use std::time::Duration;
 fn main() {
     let args: Vec<String> = std::env::args().collect();
     let value = |key: &str| {
-        let at = args
-            .iter()
-            .position(|a| a == key)
-            .unwrap_or_else(|| panic!("no {key}"));
+        let at = args.iter().position(|a| a == key).unwrap_or_else(|| panic!("no {key}"));
         args[at + 1].clone()
     };
     assert_eq!(args[1], "run");
@@ -20,9 +17,7 @@ fn main() {
     let test = value("--test");
     let say = |text: &str| {
         let mut out = std::io::stdout().lock();
-        out.write_all(text.as_bytes())
-            .and_then(|()| out.flush())
-            .expect("standard output");
+        out.write_all(text.as_bytes()).and_then(|()| out.flush()).expect("standard output");
     };
     let begin = || say(&format!("booting\n## begin {test}\n"));
     match &test[..] {
@@ -57,9 +52,7 @@ fn main() {
         }
         "garbage" => {
             begin();
-            std::io::stdout()
-                .write_all(b"## \xff\xfe\n\x00\x1b[2J")
-                .expect("standard output");
+            std::io::stdout().write_all(b"## \xff\xfe\n\x00\x1b[2J").expect("standard output");
             exit(1)
         }
         // Speaks, and goes on for ever: the runner's own deadline must end it.

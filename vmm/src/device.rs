@@ -1,0 +1,223 @@
+//! What a device is to the board, and what the board is to a device.
+//!
+//! A chip owns registers and nothing else. It sees time as [`Env::now`], memory as [`Env::ram`],
+//! host input as a method call, and asks the board for anything beyond itself by an [`Action`].
+
+use std::fmt;
+
+use crate::access::{IoError, Size, Space};
+use crate::ram::GuestRam;
+
+/// Time since the board was switched on, in nanoseconds.
+pub type Nanos = u64;
+
+/// Nanoseconds of a second.
+pub const SECOND: Nanos = 1_000_000_000;
+
+/// A run of addresses that a device decodes. The board decides where it lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Region {
+    /// Its name in traces and reports.
+    pub name: &'static str,
+    /// Port or MMIO.
+    pub space: Space,
+    /// Length in bytes.
+    pub len: u64,
+    /// The widest access that the device takes. The bus splits wider ones, low address first, as
+    /// the bridge of an ISA bus does.
+    pub widest: Size,
+}
+
+/// Where in a device an access goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct At {
+    /// Index into the device's [`Device::regions`].
+    pub region: u8,
+    /// Offset in that region, in bytes.
+    pub offset: u64,
+}
+
+/// What a device asks of the board. At most [`Actions::MAX`] an access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// A byte leaves the machine through the device's host port (a UART transmits).
+    Output(u8),
+    /// The guest wrote this value to the exit device: the VM ends with it.
+    Exit(u8),
+    /// The guest asked for a reset of the whole machine.
+    Reset,
+    /// The guest switched the machine off (ACPI S5, or the "Shutdown" port).
+    PowerOff,
+    /// The guest asked for this ACPI sleep state, 1 to 4.
+    Sleep(u8),
+    /// The level of this GSI, past the device's own line (the test device drives any).
+    Line {
+        /// The GSI.
+        gsi: u32,
+        /// High or low.
+        level: bool,
+    },
+    /// The mapping of the page at this guest-physical address is dropped and made again.
+    RemapPage(u64),
+    /// A power-on self-test code on port 0x80.
+    Post(u8),
+    /// The A20 gate is opened or closed.
+    A20(bool),
+}
+
+/// The actions of one access, in order. It lives with the vCPU, so none of them allocates.
+#[derive(Clone, Debug, Default)]
+pub struct Actions {
+    len: usize,
+    items: [Option<Action>; Actions::MAX],
+    /// How many were lost because an access asked for more than [`Actions::MAX`]: always 0, unless
+    /// a device is wrong.
+    pub lost: u64,
+}
+
+impl Actions {
+    /// The most actions that one access may ask for.
+    pub const MAX: usize = 8;
+
+    /// Adds one.
+    #[inline]
+    pub fn push(&mut self, action: Action) {
+        match self.items.get_mut(self.len) {
+            Some(slot) => {
+                *slot = Some(action);
+                self.len += 1;
+            }
+            None => {
+                debug_assert!(false, "an access asks for more than {} actions", Actions::MAX);
+                self.lost += 1;
+            }
+        }
+    }
+
+    /// Whether there is none: the usual case.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Takes the actions out, first one first.
+    pub fn drain(&mut self) -> impl Iterator<Item = Action> + use<> {
+        let items = std::mem::take(&mut self.items);
+        let len = std::mem::take(&mut self.len);
+        items.into_iter().take(len).flatten()
+    }
+}
+
+/// Where time comes from: the host's monotonic clock under KVM, a counter in tests and fuzzing.
+pub trait Clock: Send + Sync {
+    /// Time since the board was switched on. Never goes back.
+    fn now(&self) -> Nanos;
+}
+
+/// What a device may see and ask during one call.
+pub struct Env<'a> {
+    clock: &'a dyn Clock,
+    now: Option<Nanos>,
+    /// Guest memory.
+    pub ram: &'a GuestRam,
+    actions: &'a mut Actions,
+}
+
+impl<'a> Env<'a> {
+    /// An environment for one call. The clock is read only if the device asks.
+    #[inline]
+    pub fn new(clock: &'a dyn Clock, ram: &'a GuestRam, actions: &'a mut Actions) -> Env<'a> {
+        Env { clock, now: None, ram, actions }
+    }
+
+    /// Time since the board was switched on; the same however often it is asked for in one call.
+    #[inline]
+    pub fn now(&mut self) -> Nanos {
+        match self.now {
+            Some(now) => now,
+            None => *self.now.insert(self.clock.now()),
+        }
+    }
+
+    /// Asks the board for something.
+    #[inline]
+    pub fn act(&mut self, action: Action) {
+        self.actions.push(action);
+    }
+}
+
+/// Why a saved state cannot be restored.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("state of device `{device}`: {what}; it was saved by another version, or is damaged")]
+pub struct StateError {
+    /// The device.
+    pub device: &'static str,
+    /// What does not fit.
+    pub what: String,
+}
+
+/// A device as the board sees it.
+///
+/// Laws that [`crate::device_laws!`] checks: restoring what was saved changes nothing, a reset
+/// device behaves as a new one, the same calls give the same answers.
+pub trait Device: Send + fmt::Debug {
+    /// What it is called in reports and scripts, unique on a board: `com1`, `rtc`.
+    fn name(&self) -> &'static str;
+
+    /// The address ranges it decodes; always the same for one device.
+    fn regions(&self) -> &'static [Region];
+
+    /// The guest reads. Bits of the answer above `size` are ignored.
+    ///
+    /// # Errors
+    /// The fault, if the device does not take the access.
+    fn read(&mut self, env: &mut Env<'_>, at: At, size: Size) -> Result<u64, IoError>;
+
+    /// The guest writes; bits of `value` above `size` are 0.
+    ///
+    /// # Errors
+    /// The fault, if the device does not take the access.
+    fn write(&mut self, env: &mut Env<'_>, at: At, size: Size, value: u64) -> Result<(), IoError>;
+
+    /// Level of the device's interrupt line: a function of its state and of nothing else. The
+    /// board samples it after each call.
+    fn irq(&self) -> bool {
+        false
+    }
+
+    /// The earliest time at which [`Device::irq`] would change without an access; the board calls
+    /// [`Device::advance`] then.
+    fn deadline(&self) -> Option<Nanos> {
+        None
+    }
+
+    /// Time has passed: bring the state up to [`Env::now`].
+    fn advance(&mut self, env: &mut Env<'_>) {
+        let _ = env;
+    }
+
+    /// Bytes arrive from the host at the device's port (typed keys, received characters). Returns
+    /// how many were taken; the rest is offered again after the guest made room.
+    fn input(&mut self, env: &mut Env<'_>, bytes: &[u8]) -> usize {
+        let _ = (env, bytes);
+        0
+    }
+
+    /// How many bytes [`Device::input`] would take now.
+    fn input_room(&self) -> usize {
+        0
+    }
+
+    /// The board's reset line: every register as after power-on. Host-side connections stay.
+    fn reset(&mut self, env: &mut Env<'_>);
+
+    /// The whole state, in a form that [`Device::restore`] takes. Destructure the struct in full
+    /// here, so that a field forgotten is a compile error.
+    fn save(&self) -> Vec<u8>;
+
+    /// Takes up a saved state. Nothing changes if it is refused.
+    ///
+    /// # Errors
+    /// When it is not a state of this device, or one that the registers cannot have.
+    fn restore(&mut self, state: &[u8]) -> Result<(), StateError>;
+}

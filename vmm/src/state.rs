@@ -1,0 +1,42 @@
+//! How a device's registers become bytes and come back.
+//!
+//! A device keeps what a guest can change in one type that derives `Serialize` and `Deserialize`,
+//! so that no field can be forgotten, and refuses in [`Device::restore`](crate::device::Device)
+//! the values that its registers cannot have.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::device::StateError;
+
+/// The bytes of `state`.
+pub fn encode<T: Serialize>(state: &T) -> Vec<u8> {
+    postcard::to_stdvec(state).expect("register state holds only types that have a length")
+}
+
+/// Reads what [`encode`] wrote for the device called `device`.
+///
+/// # Errors
+/// When the bytes are not such a state, or more than one.
+pub fn decode<T: DeserializeOwned>(device: &'static str, bytes: &[u8]) -> Result<T, StateError> {
+    let error = |what: String| StateError { device, what };
+    match postcard::take_from_bytes(bytes) {
+        Ok((state, [])) => Ok(state),
+        Ok((_, rest)) => Err(error(format!("{} bytes too many", rest.len()))),
+        Err(e) => Err(error(format!("cannot be read ({e})"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_short_or_long_is_refused() {
+        let bytes = encode(&(1u8, 0x1234u16));
+        assert_eq!(decode::<(u8, u16)>("d", &bytes), Ok((1, 0x1234)));
+        assert!(decode::<(u8, u16)>("d", &bytes[..1]).is_err());
+        let long = [&bytes[..], &[0]].concat();
+        assert!(decode::<(u8, u16)>("d", &long).unwrap_err().what.contains("1 bytes too many"));
+    }
+}
