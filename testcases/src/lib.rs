@@ -7,8 +7,10 @@
 //! says and [`verdict`] judges; [`report`] tells people, CI systems and programs.
 
 pub mod bounded;
+pub mod caps;
 pub mod case;
 pub mod facts;
+pub mod linux;
 pub mod load;
 pub mod nearest;
 pub mod need;

@@ -15,6 +15,13 @@ pub struct Require {
     names: Vec<String>,
 }
 
+/// The names, separated by commas, as [`Require::parse`] reads them.
+impl std::fmt::Display for Require {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.names.join(","))
+    }
+}
+
 impl Require {
     /// Reads names separated by commas.
     ///
@@ -36,6 +43,8 @@ impl Require {
     /// Adds the names of `other`.
     pub fn and(mut self, other: Require) -> Require {
         self.names.extend(other.names);
+        self.names.sort();
+        self.names.dedup();
         self
     }
 
@@ -59,6 +68,8 @@ mod tests {
         let all = Require::parse("all").expect("names");
         assert!(all.forbids(None) && all.forbids(Some(&x2apic)));
         let guest = Require::parse("guest").expect("names").and(Require::default());
+        let both = require.clone().and(Require::parse("guest,kvm").expect("names"));
+        assert_eq!(both.to_string(), "cpuid:x2apic,guest,kvm");
         assert!(guest.forbids(None) && !guest.forbids(Some(&Need::Kvm)));
         assert!(!Require::parse("").expect("no names").forbids(Some(&Need::Kvm)));
     }

@@ -24,11 +24,13 @@ pub enum VmmEnd {
     VmmFailed,
     /// 124: the guest ran for longer than `--timeout`.
     Timeout,
+    /// 130: somebody interrupted the VMM.
+    Interrupted,
 }
 
 impl VmmEnd {
     /// All of them, by status.
-    pub const ALL: [VmmEnd; 9] = [
+    pub const ALL: [VmmEnd; 10] = [
         VmmEnd::PowerOff,
         VmmEnd::BadInput,
         VmmEnd::TripleFault,
@@ -38,6 +40,7 @@ impl VmmEnd {
         VmmEnd::Crash,
         VmmEnd::VmmFailed,
         VmmEnd::Timeout,
+        VmmEnd::Interrupted,
     ];
 
     /// The exit status.
@@ -52,6 +55,7 @@ impl VmmEnd {
             VmmEnd::Crash => 12,
             VmmEnd::VmmFailed => 14,
             VmmEnd::Timeout => 124,
+            VmmEnd::Interrupted => 130,
         }
     }
 
@@ -72,6 +76,7 @@ impl VmmEnd {
             VmmEnd::Crash => "crash",
             VmmEnd::VmmFailed => "vmm-failed",
             VmmEnd::Timeout => "timeout",
+            VmmEnd::Interrupted => "interrupted",
         }
     }
 
@@ -87,13 +92,14 @@ impl VmmEnd {
             VmmEnd::Crash => "the guest reported a crash",
             VmmEnd::VmmFailed => "the VMM failed",
             VmmEnd::Timeout => "the guest did not end in time",
+            VmmEnd::Interrupted => "the VMM was interrupted",
         }
     }
 
     /// Whether a guest brought it about, so that a case can expect it. What is left speaks of the
     /// VMM or the host.
     pub const fn is_guests_doing(self) -> bool {
-        !matches!(self, VmmEnd::BadInput | VmmEnd::VmmFailed)
+        !matches!(self, VmmEnd::BadInput | VmmEnd::VmmFailed | VmmEnd::Interrupted)
     }
 }
 

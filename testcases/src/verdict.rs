@@ -82,7 +82,7 @@ pub fn verdict(ended: &Ended, report: &Report, expect: Expect) -> Verdict {
         other => return error(format!("{other}; {}", said(report))),
     };
     // The VMM speaks of itself or of the host: nothing the guest said outweighs that.
-    if let Some(end @ (VmmEnd::BadInput | VmmEnd::VmmFailed)) = VmmEnd::from_status(status) {
+    if let Some(end) = VmmEnd::from_status(status).filter(|end| !end.is_guests_doing()) {
         return error(format!("{} (exit status {status}); {}", end.story(), said(report)));
     }
     if let Report::Broken(why) = report {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use testcases::process::{self, Ended};
 use testcases::report::text::seconds;
-use testcases::require::{self, Require};
+use testcases::require;
 use testcases::runner::shell_line;
 
 use crate::flags;
@@ -25,7 +25,7 @@ struct Stage {
 
 /// The stages, in order.
 fn stages(require: &str) -> Vec<Stage> {
-    let stage = |name, words: &str, minutes| Stage {
+    let stage = |name, words: &str, minutes: u64| Stage {
         name,
         words: words.split_whitespace().map(str::to_string).collect(),
         limit: Duration::from_secs(minutes * 60),
@@ -46,11 +46,11 @@ fn stages(require: &str) -> Vec<Stage> {
 
 /// Runs the command.
 pub fn run(flags: &flags::Ci) -> Outcome {
-    Require::parse(&flags.require).map_err(Failure::input)?;
+    let required = support::required(&flags.require)?.to_string();
     let cancel = support::cancel_flag()?;
     let mut rows: Vec<(&str, &str, Duration)> = Vec::new();
     let mut failed = None;
-    for stage in stages(&flags.require) {
+    for stage in stages(&required) {
         if failed.is_some() {
             rows.push((stage.name, "not run", Duration::ZERO));
             continue;
@@ -59,9 +59,7 @@ pub fn run(flags: &flags::Ci) -> Outcome {
         println!("==== {}: {line}", stage.name);
         let mut command = Command::new(support::cargo());
         command.args(&stage.words).current_dir(support::root());
-        if !flags.require.is_empty() {
-            command.env(require::VARIABLE, &flags.require);
-        }
+        command.env(require::VARIABLE, &required);
         let start = Instant::now();
         let ended = process::run_inherited(&mut command, stage.limit, &cancel);
         let took = start.elapsed();
@@ -71,11 +69,14 @@ pub fn run(flags: &flags::Ci) -> Outcome {
         } else {
             println!("==== {}: failed in {}: {ended}", stage.name, seconds(took));
             rows.push((stage.name, "failed", took));
-            let environment = match flags.require.is_empty() {
+            let environment = match required.is_empty() {
                 true => String::new(),
-                false => format!("{}={} ", require::VARIABLE, flags.require),
+                false => format!("{}={} ", require::VARIABLE, required),
             };
-            failed = Some(format!("stage `{}` failed: {ended}; rerun it: {environment}{line}", stage.name));
+            failed = Some(format!(
+                "stage `{}` failed: {ended}; rerun it: {environment}{line}",
+                stage.name
+            ));
         }
     }
     println!("\n{:<10} {:<8} {:>9}", "stage", "", "time");

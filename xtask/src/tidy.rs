@@ -3,19 +3,17 @@
 //! The rules are data, in the constants at the top. Each is a function from the repository's files to
 //! what breaks it, and each has a test with a text that does.
 
-use std::collections::BTreeMap;
-use std::fs;
-use std::path::Path;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use crate::flags;
 use crate::support::lex::{self, NamedPath, Token};
-use crate::support::{Failure, Outcome, root};
+use crate::support::repository::{Finding, Repository};
+use crate::support::{Outcome, root};
 
 /// The modules of `vmm`, from the inside out. A module may name itself and those before it.
 const LAYERS: &[&str] = &[
-    "access", "ram", "device", "state", "exit", "laws", "cpuid", "chips", "bus", "machine", "script",
-    "boot", "hv", "run", "host",
+    "access", "ram", "device", "state", "exit", "laws", "cpuid", "chips", "bus", "machine",
+    "script", "boot", "hv", "run", "host",
 ];
 
 /// Paths that files below a place must not name, and why.
@@ -30,7 +28,13 @@ const FORBIDDEN: &[Forbidden] = &[
         below: "vmm/src/chips",
         except: &[],
         paths: &[
-            "libc", "std::env", "std::fs", "std::net", "std::process", "std::thread", "std::time",
+            "libc",
+            "std::env",
+            "std::fs",
+            "std::net",
+            "std::process",
+            "std::thread",
+            "std::time",
         ],
         why: "a chip owns registers and nothing else: it sees time as env.now and memory as env.ram",
     },
@@ -44,8 +48,18 @@ const UNSAFE_ONCE: (&str, usize) = ("guest-payloads/abi/src/lib.rs", 1);
 
 /// What stands at the top of the repository; names that begin with a dot may, too.
 const TOP: &[&str] = &[
-    "ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "Cargo.lock", "Cargo.toml", "README.md",
-    "benches", "fuzz", "guest-payloads", "testcases", "vmm", "xtask",
+    "ARCHITECTURE.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "Cargo.lock",
+    "Cargo.toml",
+    "README.md",
+    "benches",
+    "fuzz",
+    "guest-payloads",
+    "testcases",
+    "vmm",
+    "xtask",
 ];
 
 /// Words that mean unfinished work (split here, so that this file holds none).
@@ -64,7 +78,7 @@ const FUZZ_TARGET_LINES: usize = 10;
 const XTASK_FRAME: &[&str] = &["main.rs", "flags.rs"];
 
 /// The rules.
-const RULES: &[(&str, fn(&Repository) -> Vec<Finding>)] = &[
+const RULES: &[(&str, Check)] = &[
     ("layers", layers),
     ("forbidden names", forbidden),
     ("unsafe", unsafe_code),
@@ -74,6 +88,9 @@ const RULES: &[(&str, fn(&Repository) -> Vec<Finding>)] = &[
     ("unfinished work", unfinished),
     ("commands", commands),
 ];
+
+/// Finds what breaks a rule.
+type Check = fn(&Repository) -> Vec<Finding>;
 
 /// One entry of [`FORBIDDEN`].
 struct Forbidden {
@@ -85,59 +102,6 @@ struct Forbidden {
     paths: &'static [&'static str],
     /// The reason.
     why: &'static str,
-}
-
-/// What breaks a rule.
-#[derive(Debug)]
-struct Finding {
-    place: String,
-    message: String,
-    warning: bool,
-}
-
-impl Finding {
-    fn new(file: &str, line: usize, message: impl Into<String>) -> Finding {
-        Finding { place: format!("{file}:{line}"), message: message.into(), warning: false }
-    }
-}
-
-/// The text files of the repository by path, with `/` between the parts.
-#[derive(Debug, Default)]
-struct Repository {
-    files: BTreeMap<String, String>,
-}
-
-impl Repository {
-    /// Reads what git tracks, and what it would track if added.
-    fn read(root: &Path) -> Result<Repository, Failure> {
-        let listed = Command::new("git")
-            .args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"])
-            .current_dir(root)
-            .output()
-            .map_err(|e| Failure::input(format!("cannot list the files with git: {e}")))?;
-        if !listed.status.success() {
-            let why = String::from_utf8_lossy(&listed.stderr).into_owned();
-            return Err(Failure::input(format!("git cannot list {}: {why}", root.display())));
-        }
-        let mut files = BTreeMap::new();
-        for path in String::from_utf8_lossy(&listed.stdout).split('\0').filter(|p| !p.is_empty()) {
-            match fs::read(root.join(path)) {
-                // A file that is not text is listed without its content.
-                Ok(bytes) => {
-                    files.insert(path.to_string(), String::from_utf8(bytes).unwrap_or_default());
-                }
-                // Deleted, and git was not told yet; or a link to a directory.
-                Err(_) if !root.join(path).is_file() => {}
-                Err(e) => return Err(Failure::input(format!("cannot read {path}: {e}"))),
-            }
-        }
-        Ok(Repository { files })
-    }
-
-    fn rust(&self) -> impl Iterator<Item = (&str, Vec<Token>)> {
-        let rust = self.files.iter().filter(|(path, _)| path.ends_with(".rs"));
-        rust.map(|(path, text)| (path.as_str(), lex::tokens(text)))
-    }
 }
 
 /// Runs the command.
@@ -376,58 +340,76 @@ mod tests {
 
     #[test]
     fn an_arrow_never_points_outward() {
-        breaks("layers", &[
-            ("vmm/src/chips/uart.rs", "\nuse crate::bus::Bus;", 2),
-            ("vmm/src/chips/mod.rs", "use crate::{access, hv::kvm};", 1),
-            ("vmm/src/chips/uart.rs", "use super::super::host;", 1),
-            ("vmm/src/chips/uart.rs", "mod tests { use super::super::super::run::x; }", 1),
-            ("vmm/src/bus.rs", "fn f() { crate::machine::pc() }", 1),
-            ("vmm/src/bus.rs", "use super::machine;", 1),
-            ("vmm/src/access.rs", "use crate::ram::GuestRam;", 1),
-            ("vmm/src/nowhere.rs", "", 1),
-        ]);
-        keeps("layers", &[
-            ("vmm/src/chips/uart.rs", "use crate::{access, device::At}; use super::bus::x;"),
-            ("vmm/src/bus.rs", "// crate::hv\nfn f() { \"crate::hv\"; }"),
-            ("vmm/src/bus/map.rs", "mod tests { use super::super::run; }"),
-            ("vmm/src/host/disk.rs", "use crate::hv::kvm;"),
-            ("vmm/src/lib.rs", "use crate::host;"),
-            ("vmm/src/main.rs", "use crate::host;"),
-            ("fuzz/src/lib.rs", "use crate::host;"),
-        ]);
+        breaks(
+            "layers",
+            &[
+                ("vmm/src/chips/uart.rs", "\nuse crate::bus::Bus;", 2),
+                ("vmm/src/chips/mod.rs", "use crate::{access, hv::kvm};", 1),
+                ("vmm/src/chips/uart.rs", "use super::super::host;", 1),
+                ("vmm/src/chips/uart.rs", "mod tests { use super::super::super::run::x; }", 1),
+                ("vmm/src/bus.rs", "fn f() { crate::machine::pc() }", 1),
+                ("vmm/src/bus.rs", "use super::machine;", 1),
+                ("vmm/src/access.rs", "use crate::ram::GuestRam;", 1),
+                ("vmm/src/nowhere.rs", "", 1),
+            ],
+        );
+        keeps(
+            "layers",
+            &[
+                ("vmm/src/chips/uart.rs", "use crate::{access, device::At}; use super::bus::x;"),
+                ("vmm/src/bus.rs", "// crate::hv\nfn f() { \"crate::hv\"; }"),
+                ("vmm/src/bus/map.rs", "mod tests { use super::super::run; }"),
+                ("vmm/src/host/disk.rs", "use crate::hv::kvm;"),
+                ("vmm/src/lib.rs", "use crate::host;"),
+                ("vmm/src/main.rs", "use crate::host;"),
+                ("fuzz/src/lib.rs", "use crate::host;"),
+            ],
+        );
     }
 
     #[test]
     fn some_names_are_forbidden_in_some_places() {
-        breaks("forbidden names", &[
-            ("vmm/src/chips/uart.rs", "use std::time::Instant;", 1),
-            ("vmm/src/chips/uart.rs", "use std::{fmt,\n fs};", 2),
-            ("vmm/src/chips/uart.rs", "fn f() { libc::close(1) }", 1),
-            ("vmm/src/run.rs", "use kvm_bindings::kvm_run;", 1),
-            ("testcases/src/facts.rs", "use kvm_ioctls::Kvm;", 1),
-        ]);
-        keeps("forbidden names", &[
-            ("vmm/src/hv/kvm/mod.rs", "use kvm_ioctls::Kvm;"),
-            ("vmm/src/hv/kvm.rs", "use kvm_ioctls::Kvm;"),
-            ("vmm/src/chips/uart.rs", "// std::fs::read\nuse std::fmt;"),
-            ("vmm/src/host/file.rs", "use std::fs::File;"),
-        ]);
+        breaks(
+            "forbidden names",
+            &[
+                ("vmm/src/chips/uart.rs", "use std::time::Instant;", 1),
+                ("vmm/src/chips/uart.rs", "use std::{fmt,\n fs};", 2),
+                ("vmm/src/chips/uart.rs", "fn f() { libc::close(1) }", 1),
+                ("vmm/src/run.rs", "use kvm_bindings::kvm_run;", 1),
+                ("testcases/src/facts.rs", "use kvm_ioctls::Kvm;", 1),
+            ],
+        );
+        keeps(
+            "forbidden names",
+            &[
+                ("vmm/src/hv/kvm/mod.rs", "use kvm_ioctls::Kvm;"),
+                ("vmm/src/hv/kvm.rs", "use kvm_ioctls::Kvm;"),
+                ("vmm/src/chips/uart.rs", "// std::fs::read\nuse std::fmt;"),
+                ("vmm/src/host/file.rs", "use std::fs::File;"),
+            ],
+        );
     }
 
     #[test]
     fn unsafe_has_its_places() {
-        breaks("unsafe", &[
-            ("vmm/src/ram.rs", "fn f() {\nunsafe { g() } }", 2),
-            ("guest-payloads/src/bin/apic.rs", "#[unsafe(no_mangle)] fn f() {}", 1),
-            ("guest-payloads/abi/src/lib.rs", "unsafe impl Sync for A {}\nunsafe fn f() {}", 2),
-        ]);
-        keeps("unsafe", &[
-            ("vmm/src/hv/kvm.rs", "unsafe {}"),
-            ("vmm/src/host/tap.rs", "unsafe {}"),
-            ("guest-payloads/rt/src/boot.rs", "unsafe {}"),
-            ("guest-payloads/abi/src/lib.rs", "unsafe impl Sync for A {}"),
-            ("vmm/src/ram.rs", "// unsafe\n\"unsafe\"; unsafe_op"),
-        ]);
+        breaks(
+            "unsafe",
+            &[
+                ("vmm/src/ram.rs", "fn f() {\nunsafe { g() } }", 2),
+                ("guest-payloads/src/bin/apic.rs", "#[unsafe(no_mangle)] fn f() {}", 1),
+                ("guest-payloads/abi/src/lib.rs", "unsafe impl Sync for A {}\nunsafe fn f() {}", 2),
+            ],
+        );
+        keeps(
+            "unsafe",
+            &[
+                ("vmm/src/hv/kvm.rs", "unsafe {}"),
+                ("vmm/src/host/tap.rs", "unsafe {}"),
+                ("guest-payloads/rt/src/boot.rs", "unsafe {}"),
+                ("guest-payloads/abi/src/lib.rs", "unsafe impl Sync for A {}"),
+                ("vmm/src/ram.rs", "// unsafe\n\"unsafe\"; unsafe_op"),
+            ],
+        );
     }
 
     #[test]
@@ -443,10 +425,13 @@ mod tests {
     fn a_fuzz_target_is_small() {
         let lines = |n: usize| "// why\n\nf();\n".repeat(n);
         breaks("fuzz targets", &[("fuzz/fuzz_targets/x.rs", &lines(FUZZ_TARGET_LINES), 1)]);
-        keeps("fuzz targets", &[
-            ("fuzz/fuzz_targets/x.rs", &lines(FUZZ_TARGET_LINES - 1)),
-            ("fuzz/src/x.rs", &lines(FUZZ_TARGET_LINES)),
-        ]);
+        keeps(
+            "fuzz targets",
+            &[
+                ("fuzz/fuzz_targets/x.rs", &lines(FUZZ_TARGET_LINES - 1)),
+                ("fuzz/src/x.rs", &lines(FUZZ_TARGET_LINES)),
+            ],
+        );
     }
 
     #[test]
@@ -459,14 +444,20 @@ mod tests {
     #[test]
     fn unfinished_work_is_found_in_comments_too() {
         for word in UNFINISHED {
-            breaks("unfinished work", &[
-                ("vmm/src/ram.rs", &format!("a\n// {word}: later"), 2),
-                ("README.md", &format!("{word}(me)"), 1),
-            ]);
-            keeps("unfinished work", &[
-                ("vmm/src/ram.rs", &format!("// 0x{word} {word}S {word}_")),
-                ("fuzz/seeds/one.bin", word),
-            ]);
+            breaks(
+                "unfinished work",
+                &[
+                    ("vmm/src/ram.rs", &format!("a\n// {word}: later"), 2),
+                    ("README.md", &format!("{word}(me)"), 1),
+                ],
+            );
+            keeps(
+                "unfinished work",
+                &[
+                    ("vmm/src/ram.rs", &format!("// 0x{word} {word}S {word}_")),
+                    ("fuzz/seeds/one.bin", word),
+                ],
+            );
         }
     }
 
@@ -474,9 +465,8 @@ mod tests {
     fn a_command_is_a_file() {
         let flags = "enum Command { /// Doc.\n Test(Test), PerfHistory(PerfHistory), }";
         let frame = [("xtask/src/flags.rs", flags), ("xtask/src/main.rs", "")];
-        let with = |more: &[(&'static str, &'static str)]| {
-            found("commands", &[&frame[..], more].concat())
-        };
+        let with =
+            |more: &[(&'static str, &'static str)]| found("commands", &[&frame[..], more].concat());
         let whole = [("xtask/src/test.rs", ""), ("xtask/src/perf_history.rs", "")];
         assert_eq!(with(&[&whole[..], &[("xtask/src/support/x.rs", "")]].concat()).len(), 0);
         assert!(with(&whole[..1])[0].contains("`perf_history` has no file"));

@@ -186,6 +186,9 @@ fn path(
         }
         prefix.push(text(i).to_string());
         i += 1;
+        if text(i) == "as" {
+            i += 2;
+        }
         if text(i) != ":" || text(i + 1) != ":" {
             break;
         }
@@ -227,7 +230,8 @@ mod tests {
 
     #[test]
     fn lines_are_counted_through_comments_and_strings() {
-        let lines: Vec<_> = tokens("a\n/* \n */ b \"\n\n\" c").into_iter().map(|t| t.line).collect();
+        let lines: Vec<_> =
+            tokens("a\n/* \n */ b \"\n\n\" c").into_iter().map(|t| t.line).collect();
         assert_eq!(lines, [1, 3, 5]);
     }
 
@@ -240,12 +244,10 @@ mod tests {
     fn paths_are_found_and_groups_expanded() {
         for (text, found) in [
             ("use crate::bus::Bus;", vec!["crate::bus::Bus"]),
-            ("use std::{fs, io::{self, Read}, time::*};", vec![
-                "std::fs",
-                "std::io::self",
-                "std::io::Read",
-                "std::time",
-            ]),
+            (
+                "use std::{fs, io::{self, Read}, time::*};",
+                vec!["std::fs", "std::io::self", "std::io::Read", "std::time"],
+            ),
             ("let x = a::b(c::d);", vec!["a::b", "c::d"]),
             ("use crate::{bus as b, ram};", vec!["crate::bus", "crate::ram"]),
             ("let x: Vec<u8> = y.z;", vec![]),

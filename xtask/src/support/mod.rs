@@ -1,11 +1,15 @@
 //! What the commands share.
 
 pub mod lex;
+pub mod payloads;
+pub mod repository;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+
+use testcases::require::{self, Require};
 
 /// Why a command could not do its work, and the status the process ends with.
 #[derive(Debug)]
@@ -55,4 +59,13 @@ pub fn cancel_flag() -> Result<Arc<AtomicBool>, Failure> {
             .map_err(|e| Failure::input(format!("cannot catch signal {signal}: {e}")))?;
     }
     Ok(flag)
+}
+
+/// What `--require` and the environment require together.
+pub fn required(flag: &str) -> Result<Require, Failure> {
+    let read = |text: &str, from: &str| {
+        Require::parse(text).map_err(|e| Failure::input(format!("{from}: {e}")))
+    };
+    let environment = std::env::var(require::VARIABLE).unwrap_or_default();
+    Ok(read(flag, "--require")?.and(read(&environment, require::VARIABLE)?))
 }
