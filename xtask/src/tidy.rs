@@ -12,7 +12,7 @@ use crate::support::{Outcome, root};
 
 /// The modules of `vmm`, from the inside out. A module may name itself and those before it.
 const LAYERS: &[&str] = &[
-    "access", "ram", "device", "state", "exit", "laws", "cpuid", "chips", "bus", "machine",
+    "access", "ram", "cpu", "device", "state", "exit", "laws", "cpuid", "chips", "bus", "machine",
     "script", "boot", "hv", "run", "host",
 ];
 
