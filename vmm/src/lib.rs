@@ -6,6 +6,7 @@
 //! outward: [`access`], [`ram`], [`device`], chips, [`bus`], machine, script, boot, hv, run.
 
 pub mod access;
+pub mod boot;
 pub mod bus;
 pub mod cpu;
 pub mod cpuid;
