@@ -7,6 +7,8 @@
 
 pub mod access;
 pub mod bus;
+pub mod chips;
 pub mod device;
+pub mod laws;
 pub mod ram;
 pub mod state;
