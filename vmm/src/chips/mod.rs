@@ -3,3 +3,6 @@
 //! Each is written after its datasheet, whose sections it names, and obeys [`crate::laws`]. Where
 //! a chip lies and which line it drives is the board's choice; the addresses and GSIs that PCs
 //! have are constants beside each chip.
+
+pub mod acpi_pm;
+pub mod i8042;
