@@ -5,4 +5,5 @@
 //! have are constants beside each chip.
 
 pub mod acpi_pm;
+pub mod fw_cfg;
 pub mod i8042;
