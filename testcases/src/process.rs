@@ -220,9 +220,8 @@ fn reap(child: &mut Child) -> Option<std::process::ExitStatus> {
 mod tests {
     use super::*;
 
-    fn sh(script: &str, limit: u64) -> (Ended, String, String, Duration) {
+    fn sh(script: &str, limit: u64) -> (Ended, String, String) {
         let (mut out, mut err) = (Vec::new(), Vec::new());
-        let start = Instant::now();
         let ended = run(
             Command::new("sh").args(["-c", script]),
             Duration::from_millis(limit),
@@ -233,47 +232,51 @@ mod tests {
             },
         );
         let text = |bytes| String::from_utf8(bytes).expect("text");
-        (ended, text(out), text(err), start.elapsed())
+        (ended, text(out), text(err))
     }
 
     #[test]
     fn status_and_output_arrive_whole() {
-        let (ended, out, err, _) = sh("echo out; echo err >&2; exit 77", 10_000);
+        let (ended, out, err) = sh("echo out; echo err >&2; exit 77", 60_000);
         assert_eq!((ended, &out[..], &err[..]), (Ended::Exited(77), "out\n", "err\n"));
-        let (ended, out, ..) = sh("head -c 1000000 /dev/zero | tr '\\0' x", 10_000);
+        let (ended, out, _) = sh("head -c 1000000 /dev/zero | tr '\\0' x", 60_000);
         assert_eq!((ended, out.len()), (Ended::Exited(0), 1_000_000));
     }
 
     #[test]
     fn a_signal_is_told_from_a_status() {
-        assert_eq!(sh("kill -SEGV $$", 10_000).0, Ended::Signalled(11));
-        assert_eq!(sh("exit 139", 10_000).0, Ended::Exited(139));
+        assert_eq!(sh("kill -SEGV $$", 60_000).0, Ended::Signalled(11));
+        assert_eq!(sh("exit 139", 60_000).0, Ended::Exited(139));
+    }
+
+    /// Waits until a process is gone or a zombie that its new parent has not reaped yet: a signal
+    /// takes a moment to end it.
+    fn is_gone(pid: &str) -> bool {
+        (0..1000).any(|_| {
+            std::thread::sleep(Duration::from_millis(5));
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
+            stat.map_or(true, |stat| stat.contains(") Z "))
+        })
     }
 
     #[test]
     fn the_deadline_holds_for_the_whole_group() {
-        // The grandchild inherits the pipe and would hold it open for a minute.
-        let (ended, _, _, took) = sh("sleep 60 & echo $!; sleep 60", 300);
+        let (ended, out, _) = sh("sleep 600 & echo $!; sleep 600", 300);
         assert_eq!(ended, Ended::Killed { reaped: true });
-        assert!(took < Duration::from_secs(5), "{took:?}");
-        let (ended, out, _, took) = sh("sleep 60 & echo $!", 10_000);
+        assert!(is_gone(&out), "process {out} was left behind");
+    }
+
+    #[test]
+    fn what_a_process_leaves_running_does_not_outlive_it() {
+        // The grandchild inherits the pipe, and would hold it open.
+        let (ended, out, _) = sh("sleep 600 & echo $!", 60_000);
         assert_eq!(ended, Ended::Exited(0));
-        assert!(took < Duration::from_secs(5), "a grandchild held the run for {took:?}");
-        // The signal is sent; dying of it takes a moment. A zombie waits for its new parent.
-        let alive = || {
-            let stat = std::fs::read_to_string(format!("/proc/{}/stat", out.trim()));
-            stat.is_ok_and(|stat| !stat.contains(") Z "))
-        };
-        let until = Instant::now() + Duration::from_secs(5);
-        while alive() {
-            assert!(Instant::now() < until, "process {} was left behind", out.trim());
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        assert!(is_gone(&out), "process {out} was left behind");
     }
 
     #[test]
     fn a_flood_does_not_outlast_the_deadline() {
-        let (mut bytes, start) = (0_u64, Instant::now());
+        let mut bytes = 0_u64;
         let ended = run(
             Command::new("sh").args(["-c", "yes"]),
             Duration::from_millis(300),
@@ -281,19 +284,15 @@ mod tests {
             &mut |_, chunk| bytes += chunk.len() as u64,
         );
         assert_eq!(ended, Ended::Killed { reaped: true });
-        assert!(bytes > 0 && start.elapsed() < Duration::from_secs(5));
+        assert!(bytes > 0);
     }
 
     #[test]
-    fn a_cancelled_run_ends_at_once() {
+    fn a_cancelled_run_ends_before_its_deadline() {
         let cancel = AtomicBool::new(true);
-        let start = Instant::now();
         let mut command = Command::new("sleep");
-        assert_eq!(
-            run_inherited(command.arg("60"), Duration::from_secs(60), &cancel),
-            Ended::Cancelled
-        );
-        assert!(start.elapsed() < Duration::from_secs(5));
+        let ended = run_inherited(command.arg("600"), Duration::from_secs(600), &cancel);
+        assert_eq!(ended, Ended::Cancelled);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use testcases::case::{Case, CaseId, Spec};
 use testcases::facts::{HostFacts, KvmFlavour};
@@ -69,7 +69,8 @@ impl Watch for Seen {
 
 /// A case that runs this test of the stand-in; `more` is further TOML.
 fn case(test: &str, more: &str) -> Case {
-    let text = format!("about = \"x\"\npayload = \"fake::{test}\"\ntimeout = \"100ms\"\n{more}\n");
+    let timeout = if more.contains("timeout =") { "" } else { "timeout = \"100ms\"\n" };
+    let text = format!("about = \"x\"\npayload = \"fake::{test}\"\n{timeout}{more}\n");
     let spec: Spec = toml::from_str(&text).expect("a case");
     let id = CaseId { area: "fake".into(), name: test.into(), variant: None };
     Case { id, file: "x.toml".into(), spec }
@@ -160,18 +161,16 @@ fn every_end_has_its_outcome() {
 }
 
 #[test]
-fn a_vmm_that_hangs_is_killed_in_bounded_time() {
-    let start = Instant::now();
+fn a_vmm_that_hangs_is_killed() {
     let (result, _dir) = run(&[case("hang", "")], &Options::default());
     let verdict = &result.results[0].verdict;
     assert_eq!(verdict.outcome, Outcome::Error);
     assert!(verdict.reason.contains("was killed"), "{}", verdict.reason);
-    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
 }
 
 #[test]
 fn a_flood_of_output_is_bounded_in_files_and_in_the_report() {
-    let (result, dir) = run(&[longer(case("flood", ""))], &Options::default());
+    let (result, dir) = run(&[case("flood", "timeout = \"60s\"")], &Options::default());
     let flood = &result.results[0];
     assert_eq!(flood.verdict.outcome, Outcome::Pass, "{}", flood.verdict.reason);
     assert!(flood.serial_bytes > 64 << 20);
@@ -181,12 +180,6 @@ fn a_flood_of_output_is_bounded_in_files_and_in_the_report() {
     }
     let shown: usize = flood.serial_tail.iter().chain(&flood.stderr_tail).map(String::len).sum();
     assert!(shown < 64 << 10, "{shown} bytes would be shown");
-}
-
-/// The same case with ten seconds.
-fn longer(mut case: Case) -> Case {
-    case.spec.timeout = "10s".to_string().try_into().expect("a timeout");
-    case
 }
 
 #[test]
@@ -231,16 +224,20 @@ fn without_kvm_all_is_skipped_or_required() {
 
 #[test]
 fn cases_run_side_by_side_up_to_the_jobs() {
-    let cases: Vec<_> = (0..4).map(|_| longer(case("slow", ""))).collect();
-    let time = |jobs| {
-        let (result, _dir) = run(&cases, &Options { jobs, ..Options::default() });
-        assert!(result.is_good(), "{:?}", result.results[0].verdict);
-        result.duration
+    // Each case passes if it meets the others before its time is over, and is broken if not.
+    let meeting = |jobs: usize| {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let more = format!(
+            "timeout = \"{}\"\n[machine]\ncmdline = \"2 {}\"",
+            if jobs > 1 { "60s" } else { "500ms" },
+            dir.path().display()
+        );
+        let cases = [case("meet", &more), case("meet", &more)];
+        run(&cases, &Options { jobs, ..Options::default() }).0
     };
-    // Each one sleeps for 300 ms.
-    let (alone, together) = (time(1), time(4));
-    assert!(alone >= Duration::from_millis(1200), "{alone:?}");
-    assert!(together < alone - Duration::from_millis(400), "{together:?} of {alone:?}");
+    assert!(meeting(2).is_good(), "two cases on two processors must run at the same time");
+    let alone = meeting(1);
+    assert!(!alone.is_good(), "two cases on one processor must not run at the same time");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use std::io::Write;
 use std::process::exit;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 fn main() {
     let args: Vec<String> = std::env::args().collect();
@@ -21,12 +21,28 @@ fn main() {
     };
     let begin = || say(&format!("booting\n## begin {test}\n"));
     match &test[..] {
-        "pass" | "slow" => {
+        "pass" => {
             begin();
-            if test == "slow" {
-                std::thread::sleep(Duration::from_millis(300));
+            say("## value pass exit_ticks 42\n## pass pass\n");
+            exit(1)
+        }
+        // Passes if as many processes as the command line says come to a directory before the time
+        // is over.
+        "meet" => {
+            begin();
+            let cmdline = value("--cmdline");
+            let (count, dir) = cmdline.split_once(' ').expect("a count and a directory");
+            let count = count.parse().expect("a count");
+            std::fs::write(format!("{dir}/{}", std::process::id()), "").expect("a file");
+            let until = Instant::now() + testcases::units::duration(&timeout).expect("a time");
+            while std::fs::read_dir(dir).expect("a directory").count() < count {
+                if Instant::now() >= until {
+                    let _ = std::fs::remove_file(format!("{dir}/{}", std::process::id()));
+                    exit(124)
+                }
+                std::thread::sleep(Duration::from_millis(5));
             }
-            say(&format!("## value {test} exit_ticks 42\n## pass {test}\n"));
+            say("## pass meet\n");
             exit(1)
         }
         "fail" => {
