@@ -7,4 +7,9 @@
 pub mod acpi_pm;
 pub mod fw_cfg;
 pub mod i8042;
+pub mod exit;
+pub mod post;
+pub mod resets;
+pub mod shutdown;
+pub mod testdev;
 pub mod uart;
