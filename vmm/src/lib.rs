@@ -8,6 +8,7 @@
 pub mod access;
 pub mod bus;
 pub mod chips;
+pub mod cpuid;
 pub mod device;
 pub mod laws;
 pub mod ram;
