@@ -5,6 +5,7 @@
 //! have are constants beside each chip.
 
 pub mod acpi_pm;
+pub mod exit;
 pub mod fw_cfg;
 pub mod i8042;
 pub mod exit;
