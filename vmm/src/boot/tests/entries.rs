@@ -2,9 +2,11 @@
 
 use super::image::{link, multiboot_elf, multiboot_raw, plain, pvh, seg};
 use super::*;
+use crate::boot::cpu::{RAX, RBX, RDI};
 use crate::boot::{
-    EBDA_START, MemKind, MemRange, Mode, Module, Protocol, STACK_BYTES, Segment, What, memory_map,
+    EBDA_START, MemKind, MemRange, Mode, Module, Protocol, STACK_BYTES, What, memory_map,
 };
+use crate::cpu::{CS, RSP, Segment};
 use crate::ram::{HOLE_END, HOLE_START};
 
 const MODULES: [Module<'static>; 2] = [
@@ -24,15 +26,17 @@ fn descriptor(ram: &GuestRam, loaded: &Loaded, segment: &Segment) -> (u64, u32, 
 
 fn check_flat(ram: &GuestRam, loaded: &Loaded) {
     let s = &loaded.start;
-    for segment in [&s.cs, &s.data, &s.tr] {
+    for segment in s.segments.iter().chain([&s.tr]) {
         let found = descriptor(ram, loaded, segment);
         assert_eq!(found, (segment.base, segment.limit, segment.long));
-        assert!(segment.present);
+        assert!(segment.present && !segment.unusable);
     }
-    assert_eq!((s.cs.base, s.cs.limit, s.cs.kind), (0, u32::MAX, 0xb));
-    assert_eq!((s.data.base, s.data.limit, s.data.kind), (0, u32::MAX, 3));
+    for (i, segment) in s.segments.iter().enumerate() {
+        let kind = if i == CS { 0xb } else { 3 };
+        assert_eq!((segment.base, segment.limit, segment.kind), (0, u32::MAX, kind));
+    }
     assert_eq!((s.tr.base, s.tr.limit, s.tr.kind), (0, 0x67, 0xb));
-    assert!(!s.ldt.present);
+    assert!(s.ldt.unusable && !s.ldt.present);
     assert_eq!(s.rflags, 2);
     assert_eq!(s.idt.limit, 0);
 }
@@ -40,7 +44,7 @@ fn check_flat(ram: &GuestRam, loaded: &Loaded) {
 /// Reads `hvm_start_info` back as a guest does and checks it against the request.
 fn check_start_info(request: &Request<'_>, loaded: &Loaded) {
     let ram = request.ram;
-    let info = loaded.start.rbx;
+    let info = loaded.start.gpr[RBX];
     let head: Vec<u32> = (0..4).map(|i| u32_at(ram, info + 4 * i)).collect();
     assert_eq!(head, [0x336e_c578, 1, 0, request.modules.len() as u32]);
     let modlist = u64_at(ram, info + 16);
@@ -81,7 +85,10 @@ fn pvh_gets_its_start_info_in_flat_protected_mode() {
         let loaded = loaded(&request);
         assert_eq!((loaded.protocol, loaded.entry), (Protocol::Pvh, 0x10_0020));
         let s = loaded.start;
-        assert_eq!((s.mode, s.rip, s.rax, s.rsp), (Mode::Protected32, 0x10_0020, 0, 0));
+        assert_eq!(
+            (loaded.mode, s.rip, s.gpr[RAX], s.gpr[RSP]),
+            (Mode::Protected32, 0x10_0020, 0, 0)
+        );
         assert_eq!((s.cr0, s.cr3, s.cr4, s.efer), (0x11, 0, 0, 0));
         check_flat(&ram, &loaded);
         check_start_info(&request, &loaded);
@@ -125,11 +132,11 @@ fn multiboot_gets_what_kvm_unit_tests_read() {
         let loaded = loaded(&request);
         assert_eq!((loaded.protocol, loaded.entry), (Protocol::Multiboot, entry));
         let s = loaded.start;
-        assert_eq!((s.mode, s.rip, s.rax), (Mode::Protected32, entry, 0x2bad_b002));
+        assert_eq!((loaded.mode, s.rip, s.gpr[RAX]), (Mode::Protected32, entry, 0x2bad_b002));
         assert_eq!((s.cr0, s.cr3, s.cr4, s.efer), (0x11, 0, 0, 0));
         check_flat(&ram, &loaded);
 
-        let info = s.rbx;
+        let info = s.gpr[RBX];
         let word = |at| u32_at(&ram, info + at);
         assert_eq!(word(0), 0b10_0100_1101);
         assert_eq!((word(4), word(8)), (639, (3 << 20) - 1024));
@@ -184,14 +191,14 @@ fn a_plain_elf64_runs_in_64_bit_mode_on_an_identity_map() {
     let loaded = loaded(&request);
     assert_eq!((loaded.protocol, loaded.entry), (Protocol::Elf, 0x10_0010));
     let s = loaded.start;
-    assert_eq!((s.mode, s.rip, s.rdi), (Mode::Long64, 0x10_0010, s.rbx));
+    assert_eq!((loaded.mode, s.rip, s.gpr[RDI]), (Mode::Long64, 0x10_0010, s.gpr[RBX]));
     assert_eq!((s.cr0, s.cr4, s.efer), (0x8000_0011, 0x20, 0x500));
     check_flat(&ram, &loaded);
     check_start_info(&request, &loaded);
     let stack = loaded.placed.iter().find(|p| p.what == What::Stack).expect("a stack");
-    assert_eq!((stack.len, stack.start + stack.len), (STACK_BYTES, s.rsp + 8));
+    assert_eq!((stack.len, stack.start + stack.len), (STACK_BYTES, s.gpr[RSP] + 8));
     // As after a call: aligned to 16 once the return address is popped.
-    assert_eq!((s.rsp + 8) % 16, 0);
+    assert_eq!((s.gpr[RSP] + 8) % 16, 0);
 
     let walk = |addr: u64| {
         let mut table = s.cr3;
@@ -204,7 +211,7 @@ fn a_plain_elf64_runs_in_64_bit_mode_on_an_identity_map() {
         assert_eq!(entry & 0xfff, 0x83, "{addr:#x}: entry {entry:#x}");
         (entry & !0x1f_ffff) | addr & 0x1f_ffff
     };
-    for addr in [0, 0x10_0010, s.rsp, 0x1234_5678, 0xfee0_0020, HOLE_END - 1] {
+    for addr in [0, 0x10_0010, s.gpr[RSP], 0x1234_5678, 0xfee0_0020, HOLE_END - 1] {
         assert_eq!(walk(addr), addr);
     }
     assert_eq!(u64_at(&ram, s.cr3 + 8), 0, "nothing above 512 GiB");
@@ -218,8 +225,10 @@ fn a_plain_elf32_runs_in_flat_protected_mode() {
     let request = Request { cmdline: "x", ..Request::new(&image, "k", &ram) };
     let loaded = loaded(&request);
     let s = loaded.start;
-    assert_eq!((s.mode, s.rip, s.cr0, s.rdi), (Mode::Protected32, 0x10_0010, 0x11, 0));
-    assert!(loaded.placed.iter().any(|p| p.what == What::Stack && p.start + p.len == s.rsp + 8));
+    assert_eq!((loaded.mode, s.rip, s.cr0, s.gpr[RDI]), (Mode::Protected32, 0x10_0010, 0x11, 0));
+    assert!(
+        loaded.placed.iter().any(|p| p.what == What::Stack && p.start + p.len == s.gpr[RSP] + 8)
+    );
     check_flat(&ram, &loaded);
     check_start_info(&request, &loaded);
 }
@@ -275,21 +284,25 @@ fn flat_images_run_where_and_how_they_are_told() {
     };
     let real = loaded(&flat(0x7c00, Mode::Real16));
     let s = real.start;
-    assert_eq!((s.mode, s.cs.selector, s.rip, s.rsp), (Mode::Real16, 0, 0x7c00, 0x7c00));
-    assert_eq!((s.cr0, s.idt.limit, s.cs.limit, s.data.limit), (0x10, 0x3ff, 0xffff, 0xffff));
+    assert_eq!(
+        (real.mode, s.segments[CS].selector, s.rip, s.gpr[RSP]),
+        (Mode::Real16, 0, 0x7c00, 0x7c00)
+    );
+    assert_eq!((s.cr0, s.idt.limit), (0x10, 0x3ff));
+    assert!(s.segments.iter().all(|s| (s.base, s.limit) == (0, 0xffff)));
     assert_eq!(bytes(&ram, 0x7c00), code);
     assert_eq!(real.placed.len(), 1);
-    let real = loaded(&flat(0xf_fff0, Mode::Real16)).start;
-    assert_eq!((real.cs.selector, real.cs.base, real.rip), (0xffff, 0xf_fff0, 0));
+    let cs = loaded(&flat(0xf_fff0, Mode::Real16)).start.segments[CS];
+    assert_eq!((cs.selector, cs.base), (0xffff, 0xf_fff0));
 
     let request = Request { cmdline: "y", modules, ..flat(0x10_0000, Mode::Protected32) };
     let prot = loaded(&request);
-    assert_eq!((prot.start.mode, prot.start.rip), (Mode::Protected32, 0x10_0000));
+    assert_eq!((prot.mode, prot.start.rip), (Mode::Protected32, 0x10_0000));
     check_start_info(&request, &prot);
     let request = Request { cmdline: "y", modules, ..flat(0x20_0000, Mode::Long64) };
     let long = loaded(&request);
-    assert_eq!((long.start.mode, long.start.rip), (Mode::Long64, 0x20_0000));
-    assert_eq!(long.start.rdi, long.start.rbx);
+    assert_eq!((long.mode, long.start.rip), (Mode::Long64, 0x20_0000));
+    assert_eq!(long.start.gpr[RDI], long.start.gpr[RBX]);
     check_start_info(&request, &long);
 }
 

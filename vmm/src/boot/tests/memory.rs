@@ -91,6 +91,6 @@ fn a_module_of_no_bytes_is_a_module() {
     let loaded = loaded(&Request { modules: &modules, ..Request::new(&image, "k", &ram) });
     let found = loaded.placed.iter().find(|p| p.what == What::Module(0)).expect("placed");
     assert_eq!((found.start, found.len), (0x3f_f000, 0));
-    let mods = u64::from(u32_at(&ram, loaded.start.rbx + 24));
+    let mods = u64::from(u32_at(&ram, loaded.start.gpr[crate::boot::cpu::RBX] + 24));
     assert_eq!((u32_at(&ram, mods), u32_at(&ram, mods + 4)), (0x3f_f000, 0x3f_f000));
 }

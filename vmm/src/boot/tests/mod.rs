@@ -2,6 +2,7 @@
 
 mod entries;
 mod image;
+mod kvm;
 mod malformed;
 mod memory;
 mod properties;
