@@ -8,7 +8,6 @@ pub mod acpi_pm;
 pub mod exit;
 pub mod fw_cfg;
 pub mod i8042;
-pub mod exit;
 pub mod post;
 pub mod resets;
 pub mod shutdown;
