@@ -11,4 +11,5 @@ pub mod device;
 pub mod exit;
 pub mod machine;
 pub mod ram;
+pub mod script;
 pub mod state;
