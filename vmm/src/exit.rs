@@ -77,6 +77,8 @@ pub enum Exit {
     BusLock,
     /// The processor left through a notify VM exit (no progress within the window).
     Notify,
+    /// KVM_RUN itself failed with this error number.
+    RunError(i32),
     /// KVM_RUN came back without one: a signal or `immediate_exit`.
     Interrupted,
     /// An exit reason that this VMM does not know.
@@ -212,6 +214,9 @@ impl fmt::Display for Exit {
             Exit::DirtyRingFull => f.write_str("dirty ring full"),
             Exit::BusLock => f.write_str("bus lock"),
             Exit::Notify => f.write_str("notify window expired"),
+            Exit::RunError(errno) => {
+                write!(f, "KVM_RUN failed: {}", std::io::Error::from_raw_os_error(*errno))
+            }
             Exit::Interrupted => f.write_str("interrupted"),
             Exit::Unknown(reason) => write!(f, "KVM exit reason {reason}, unknown to this VMM"),
         }

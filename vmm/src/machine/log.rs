@@ -12,6 +12,8 @@ pub struct Logged {
     pub exit: Exit,
     /// What the board answered.
     pub entry: Entry,
+    /// RIP at the exit, where it is known.
+    pub rip: Option<u64>,
 }
 
 /// A ring of the last 64 exits.
@@ -23,15 +25,15 @@ pub struct ExitLog {
 
 impl Default for ExitLog {
     fn default() -> Self {
-        let empty = Logged { exit: Exit::Interrupted, entry: Entry::Resume };
+        let empty = Logged { exit: Exit::Interrupted, entry: Entry::Resume, rip: None };
         ExitLog { ring: Box::new([empty; KEPT]), count: 0 }
     }
 }
 
 impl ExitLog {
     #[inline]
-    pub(super) fn push(&mut self, exit: &Exit, entry: Entry) {
-        self.ring[self.count as usize % KEPT] = Logged { exit: *exit, entry };
+    pub(super) fn push(&mut self, exit: &Exit, entry: Entry, rip: Option<u64>) {
+        self.ring[self.count as usize % KEPT] = Logged { exit: *exit, entry, rip };
         self.count += 1;
     }
 
@@ -56,7 +58,7 @@ mod tests {
         let mut log = ExitLog::default();
         assert_eq!(log.iter().count(), 0);
         for i in 0..100 {
-            log.push(&Exit::Unknown(i), Entry::Resume);
+            log.push(&Exit::Unknown(i), Entry::Resume, None);
         }
         let kept: Vec<_> = log.iter().map(|(n, l)| (n, l.exit)).collect();
         assert_eq!(kept.len(), 64);

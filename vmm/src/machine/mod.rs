@@ -72,6 +72,8 @@ impl Clock for ManualClock {
 #[derive(Debug, Default)]
 pub struct Context {
     actions: Actions,
+    /// RIP at the exit that is handed over next, if the driver knows it: for the log.
+    pub rip: Option<u64>,
     /// The last exits.
     pub log: ExitLog,
     /// Accesses that no device took, by [`IoError`]'s place in [`IoError::ALL`].
@@ -237,7 +239,7 @@ impl Machine {
             Exit::Io(access) => self.access(cx, access),
             exit => self.other(exit),
         };
-        cx.log.push(exit, entry);
+        cx.log.push(exit, entry, cx.rip);
         entry
     }
 
@@ -395,6 +397,7 @@ impl Machine {
             | Exit::MemoryFault { .. }
             | Exit::DirtyRingFull
             | Exit::Notify
+            | Exit::RunError(_)
             | Exit::Unknown(_) => Stop::Unexpected,
         };
         Entry::Stop(stop)

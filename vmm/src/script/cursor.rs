@@ -308,6 +308,7 @@ impl<'a> Cursor<'a> {
             b"bus-lock" => Exit::BusLock,
             b"notify" => Exit::Notify,
             b"interrupted" => Exit::Interrupted,
+            b"run-error" => Exit::RunError(self.number("an errno", i32::MAX as u64)? as i32),
             b"unknown" => Exit::Unknown(self.u32("an exit reason")?),
             _ => return self.wrong(start, "an operation (`in`, `out`, `read`, `ram`, ...)"),
         })

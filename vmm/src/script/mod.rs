@@ -12,6 +12,7 @@ pub mod replay;
 pub mod text;
 
 pub use parse::{ParseError, Reader, ScriptError, parse};
+pub use record::{RecordError, Recorder};
 
 use crate::access::Access;
 use crate::device::Nanos;

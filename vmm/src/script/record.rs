@@ -4,7 +4,7 @@
 //! [`Machine::handle`], [`Machine::advance`], [`Machine::input`] or [`Machine::reset`] calls the
 //! recorder instead. It lets one call through at a time, so that the order in the file is the
 //! order in which the board saw them, whichever vCPU made them. The board is built with the
-//! recorder's clock, backplane and memory ([`Recorder::wrap`]), so that the file also holds what
+//! recorder's clock, backplane and memory ([`Recorder::wrap`], [`Recorder::wrap_ram`]), so that the file also holds what
 //! devices saw of time and memory, and what they did.
 //!
 //! Memory is compared with what a replay would hold there: only what the guest has changed since
@@ -21,7 +21,7 @@ use super::text::{Printer, header};
 use super::{Answer, BoardSpec, Effect, MAX_BYTES, Op, Step};
 use crate::device::{Clock, Nanos};
 use crate::exit::{Entry, Exit, Stop};
-use crate::machine::{Backplane, Context, Machine};
+use crate::machine::{Backplane, Context, Machine, PcConfig};
 use crate::ram::{GuestRam, PAGE, RamTap};
 
 /// Why a recording is not complete.
@@ -238,14 +238,17 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// Records into a file at `path`, which is overwritten.
+    /// Records a PC with this configuration and memory into a file at `path`, which is
+    /// overwritten.
     ///
     /// # Errors
     /// When it cannot be created.
-    pub fn create(path: &Path, board: &BoardSpec) -> Result<Recorder, RecordError> {
+    pub fn create(path: &Path, config: &PcConfig, ram: &GuestRam) -> Result<Recorder, RecordError> {
         let name = path.display().to_string();
+        let PcConfig { cpus, unix_time } = *config;
+        let board = BoardSpec { kind: "pc".to_owned(), memory: ram.size(), cpus, unix_time };
         match File::create(path) {
-            Ok(file) => Ok(Recorder::new(name, Box::new(BufWriter::new(file)), board)),
+            Ok(file) => Ok(Recorder::new(name, Box::new(BufWriter::new(file)), &board)),
             Err(source) => Err(RecordError::Create { file: name, source }),
         }
     }
@@ -259,25 +262,29 @@ impl Recorder {
         Recorder { file, session: Arc::default(), out: Mutex::new(out) }
     }
 
-    /// What the board must be built with, in place of these three. Boot code may keep writing
-    /// through the memory that it has.
+    /// The clock and the backplane that the board must be built with, in place of these.
     pub fn wrap(
         &self,
-        ram: &GuestRam,
         clock: Arc<dyn Clock>,
         backplane: Arc<dyn Backplane>,
-    ) -> (GuestRam, Arc<dyn Clock>, Arc<dyn Backplane>) {
+    ) -> (Arc<dyn Clock>, Arc<dyn Backplane>) {
         let session = || self.session.clone();
         (
-            ram.with_tap(session()),
             Arc::new(RecordingClock { inner: clock, session: session() }),
             Arc::new(RecordingBackplane { inner: backplane, session: session() }),
         )
     }
 
+    /// The memory that the board must be built with, in place of this. Boot code may keep writing
+    /// through the handle that it has.
+    pub fn wrap_ram(&self, ram: &GuestRam) -> GuestRam {
+        ram.with_tap(self.session.clone())
+    }
+
     /// [`Machine::handle`], written down as `vcpu`'s.
-    pub fn handle(&self, machine: &Machine, cx: &mut Context, vcpu: u16, exit: &Exit) -> Entry {
-        let op = Op::Exit { cpu: vcpu, exit: *exit };
+    pub fn handle(&self, machine: &Machine, cx: &mut Context, vcpu: usize, exit: &Exit) -> Entry {
+        // The number of vCPUs is a u16 too.
+        let op = Op::Exit { cpu: vcpu as u16, exit: *exit };
         self.call(op, || machine.handle(cx, exit), |&entry| entry.into())
     }
 
@@ -334,12 +341,17 @@ impl Recorder {
         result
     }
 
-    /// Writes what is still buffered, and says how many operations were recorded.
+    /// Notes how the VM ended, which the board need not know of, and writes what is still
+    /// buffered. Returns how many operations were recorded.
     ///
     /// # Errors
     /// When the recording is not complete.
-    pub fn finish(&self) -> Result<u64, RecordError> {
+    pub fn finish(&self, end: Option<Stop>) -> Result<u64, RecordError> {
         let mut out = self.out.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(stop) = end {
+            out.text = format!("# end: {stop}\n");
+            out.flush_text();
+        }
         let file = self.file.clone();
         let steps = out.steps;
         if out.error.is_none() {

@@ -34,7 +34,7 @@
 //! | `rdmsr INDEX`, `wrmsr INDEX VALUE`, `hypercall NR A B C`, `eoi VECTOR` | other exits |
 //! | `event shutdown`, `event reset`, `event crash`, `event TYPE` | a system event |
 //! | `internal-error SUBERROR`, `fail-entry REASON CPU`, `debug VECTOR PC DR6` | |
-//! | `memory-fault FLAGS GPA SIZE`, `unknown REASON` | |
+//! | `memory-fault FLAGS GPA SIZE`, `run-error ERRNO`, `unknown REASON` | |
 //!
 //! After an operation may stand the answer that is expected of it: `-> ok`, `-> VALUE`,
 //! `-> fault` (#GP), `-> refused`, or `-> stop` with `exit VALUE`, `power-off`, `reset`,
@@ -223,6 +223,7 @@ fn write_exit(f: &mut Formatter<'_>, exit: &Exit) -> fmt::Result {
         Exit::BusLock => f.write_str("bus-lock"),
         Exit::Notify => f.write_str("notify"),
         Exit::Interrupted => f.write_str("interrupted"),
+        Exit::RunError(errno) => write!(f, "run-error {errno}"),
         Exit::Unknown(reason) => write!(f, "unknown {reason}"),
     }
 }

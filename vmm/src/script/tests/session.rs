@@ -10,7 +10,7 @@ use super::super::*;
 use super::{TOY, toys};
 use crate::access::{Access, IoError, Size, Space};
 use crate::device::Clock;
-use crate::machine::{Context, Machine, MachineState, ManualClock, Nowhere};
+use crate::machine::{Context, Machine, MachineState, ManualClock, Nowhere, PcConfig, pc};
 use crate::ram::{Backing, GuestRam};
 
 fn play(lines: &str) -> String {
@@ -131,8 +131,8 @@ fn rig() -> Rig {
     let recorder = Recorder::new("F".to_owned(), Box::new(file.clone()), &spec);
     let ram = GuestRam::new(spec.memory, Backing::Auto).expect("2 MiB");
     let clock = Arc::new(Ticking::default());
-    let (seen, clock, backplane) = recorder.wrap(&ram, clock, Arc::new(Nowhere));
-    let machine = toys(&spec, seen, clock, backplane).expect("a board");
+    let (clock, backplane) = recorder.wrap(clock, Arc::new(Nowhere));
+    let machine = toys(&spec, recorder.wrap_ram(&ram), clock, backplane).expect("a board");
     Rig { file, recorder, ram, machine }
 }
 
@@ -153,7 +153,7 @@ const FETCHED: [u64; 3] = [0x1004, 0x2000, 0x1ffe];
 
 impl Rig {
     /// A vCPU's life: random exits, and what the host does meanwhile.
-    fn drive(&self, vcpu: u16, seed: u64, steps: u64) -> Context {
+    fn drive(&self, vcpu: usize, seed: u64, steps: u64) -> Context {
         let (mut rng, mut cx) = (Rng(seed), Context::new());
         for _ in 0..steps {
             let access = match rng.next(10) {
@@ -191,7 +191,7 @@ impl Rig {
 
     /// The recording must replay to the state that the board is in.
     fn replays(&self) -> Script {
-        let steps = self.recorder.finish().expect("a complete recording");
+        let steps = self.recorder.finish(None).expect("a complete recording");
         let text = self.file.0.lock().expect("no panic").clone();
         let script = parse(&text).expect("a script");
         assert_eq!(script.steps.len() as u64, steps);
@@ -253,14 +253,13 @@ fn a_session_of_two_vcpus_and_a_racing_guest_replays() {
 fn memory_that_changed_between_two_reads_of_one_call_is_placed_there() {
     // A device that lets its guest run between two reads: the tap's order is then known.
     let rig = rig();
-    let (seen, _, _) =
-        rig.recorder.wrap(&rig.ram, Arc::new(ManualClock::default()), Arc::new(Nowhere));
+    let seen = rig.recorder.wrap_ram(&rig.ram);
     let guest = rig.ram.clone();
     let mut machine = Machine::new(seen, Arc::new(ManualClock::default()), Arc::new(Nowhere));
     machine.add(Box::new(Fetcher(guest)), &[0x100], None).expect("an empty board");
     let access = Access::read(Space::Port, 0x100, Size::B1);
     rig.recorder.handle(&machine, &mut Context::new(), 0, &Exit::Io(access));
-    rig.recorder.finish().expect("a complete recording");
+    rig.recorder.finish(None).expect("a complete recording");
     let text = String::from_utf8(rig.file.0.lock().expect("no panic").clone()).expect("text");
     assert!(text.ends_with("ram 0x1000 01\nram 0x1000 02 after 1\nin 0x100 1 -> 0x2\n"), "{text}");
 }
@@ -320,7 +319,7 @@ fn a_recording_says_when_it_is_not_complete() {
     }
     let recorder = Recorder::new("F".to_owned(), Box::new(Full), &BoardSpec::default());
     for _ in 0..2 {
-        let error = recorder.finish().expect_err("nothing was written");
+        let error = recorder.finish(None).expect_err("nothing was written");
         assert!(matches!(error, RecordError::Write { steps: 0, .. }));
         assert!(error.to_string().starts_with("recording F broke off after 0 operations: "));
     }
@@ -328,10 +327,11 @@ fn a_recording_says_when_it_is_not_complete() {
     let rig = rig();
     let out = Access::write(Space::Port, TOY + 8, Size::B4, 1);
     rig.machine.handle(&mut Context::new(), &Exit::Io(out));
-    let error = rig.recorder.finish().expect_err("somebody went past it");
+    let error = rig.recorder.finish(None).expect_err("somebody went past it");
     assert!(matches!(error, RecordError::Past { effects: 1, .. }), "{error}");
 
-    let error = Recorder::create("/nonexistent/x".as_ref(), &BoardSpec::default()).err();
+    let config = PcConfig { cpus: 1, unix_time: 0 };
+    let error = Recorder::create("/nonexistent/x".as_ref(), &config, &rig.ram).err();
     assert!(matches!(error, Some(RecordError::Create { .. })));
 }
 
@@ -339,19 +339,22 @@ fn a_recording_says_when_it_is_not_complete() {
 fn a_recording_goes_to_a_file_and_back() {
     let path = std::env::temp_dir().join(format!("exitlab-record-{}", std::process::id()));
     let board = BoardSpec::default();
-    let recorder = Recorder::create(&path, &board).expect("a file");
+    let config = PcConfig { cpus: board.cpus, unix_time: board.unix_time };
     let ram = GuestRam::new(board.memory, Backing::Auto).expect("2 MiB");
-    let (ram, clock, backplane) =
-        recorder.wrap(&ram, Arc::new(ManualClock::default()), Arc::new(Nowhere));
-    let machine = replay::board(&board, ram, clock, backplane).expect("a PC");
+    let recorder = Recorder::create(&path, &config, &ram).expect("a file");
+    let (clock, backplane) = recorder.wrap(Arc::new(ManualClock::default()), Arc::new(Nowhere));
+    let machine = pc(&config, recorder.wrap_ram(&ram), clock, backplane).expect("a PC");
     let mut cx = Context::new();
     recorder.handle(&machine, &mut cx, 0, &Exit::Rdmsr { index: 5 });
     recorder.handle(&machine, &mut cx, 0, &Exit::Shutdown);
-    assert_eq!(recorder.finish().expect("complete"), 2);
+    assert_eq!(recorder.finish(Some(Stop::TripleFault)).expect("complete"), 2);
+    let text = std::fs::read_to_string(&path).expect("a file");
     let summary = replay::file(&path);
     std::fs::remove_file(&path).expect("it was there");
     let summary = summary.expect("it replays");
     assert_eq!((summary.steps, summary.stop), (2, Some(Stop::TripleFault)));
+    assert!(text.starts_with("# exitlab script 1\nmachine pc memory=2M cpus=1 "), "{text}");
+    assert!(text.ends_with("shutdown -> stop triple-fault\n# end: triple fault\n"), "{text}");
 }
 
 #[test]

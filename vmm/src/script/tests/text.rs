@@ -50,6 +50,7 @@ fn exit() -> impl Strategy<Value = Exit> {
             Exit::Notify,
             Exit::Interrupted,
         ]),
+        1 => (0..=i32::MAX).prop_map(Exit::RunError),
         1 => w().prop_map(Exit::Unknown),
     ]
 }

@@ -1,0 +1,7 @@
+//! The chips of a PC that are not on a PCI bus: pure state machines over their registers.
+//!
+//! Each is written after its datasheet, whose sections it names, and obeys [`crate::laws`]. Where
+//! a chip lies and which line it drives is the board's choice; the addresses and GSIs that PCs
+//! have are constants beside each chip.
+
+pub mod uart;
