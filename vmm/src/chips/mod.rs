@@ -5,6 +5,11 @@
 //! have are constants beside each chip.
 
 pub mod acpi_pm;
+pub mod exit;
 pub mod fw_cfg;
 pub mod i8042;
+pub mod post;
+pub mod resets;
+pub mod shutdown;
+pub mod testdev;
 pub mod uart;
