@@ -236,15 +236,11 @@ checked! {
         Ok(text)
     };
 
-    /// `host`, and features to add or take away, such as `host,-pcid,+x2apic`. Whether the VMM knows
-    /// the names is the VMM's to say.
-    Cpu(String) = |text| {
-        let mut parts = text.split(',');
-        let change = |p: &str| p.len() > 1 && p.starts_with(['+', '-']);
-        if parts.next() != Some("host") || !parts.all(change) {
-            return Err(format!("cpu `{text}`: write host, then +FEATURE or -FEATURE, with commas"));
-        }
-        Ok(text)
+    /// A CPU model as `vmm run --cpu` reads it: `host,-pcid,+x2apic`. Names are checked here, what the
+    /// host supports is not.
+    Cpu(String) = |text| match text.parse::<vmm::cpuid::CpuModel>() {
+        Ok(_) => Ok(text),
+        Err(e) => Err(format!("cpu `{text}`: {e}")),
     };
 
     /// A word of lower-case letters, digits and hyphens.
@@ -445,8 +441,8 @@ mod tests {
             ("[machine]\nvcpus = 256", "from 1 to 255"),
             ("[machine]\nmemory = \"64\"", "is no size"),
             ("[machine]\nmemory = \"4K\"", "1M at least"),
-            ("[machine]\ncpu = \"max\"", "write host"),
-            ("[machine]\ncpu = \"host,pcid\"", "write host"),
+            ("[machine]\ncpu = \"host,-pcidd\"", "pcidd"),
+            ("[machine]\ncpu = \"host,phys-bits=99\"", "phys-bits"),
             ("[machine]\nirqchip = \"user\"", "`split`"),
             ("[machine]\npit = \"split\"", "`kernel`"),
             ("[machine]\nboot = \"bios\"", "`pvh`"),

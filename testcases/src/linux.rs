@@ -2,12 +2,15 @@
 
 use std::path::Path;
 
-use vmm::cpuid::Cpuid;
+use vmm::cpuid::{self, Cpuid};
 use vmm::hv::kvm::{DEV_KVM, Host};
 
 use crate::facts::{Files, HostFacts, KvmFlavour};
 use crate::need::Met;
 use crate::{caps, nearest};
+
+/// `KVM_CAP_TSC_DEADLINE_TIMER`.
+const TSC_DEADLINE: u32 = 72;
 
 /// This machine. `/dev/kvm` is opened once, in [`LinuxFacts::collect`].
 #[derive(Debug)]
@@ -68,7 +71,22 @@ impl HostFacts for LinuxFacts {
     }
 
     fn cpuid(&self, feature: &str) -> Met {
-        Met::Unknown(format!("{feature}: not known yet"))
+        let Some(known) = cpuid::feature(feature) else {
+            let hint = cpuid::nearest(feature, &[]);
+            let hint = hint.map(|name| format!("; the nearest is `{name}`")).unwrap_or_default();
+            return Met::Unknown(format!("no CPUID feature `{feature}` is known{hint}"));
+        };
+        match &self.kvm {
+            // KVM tells of this one by a capability, because it needs the local APIC in the kernel.
+            Ok((host, _))
+                if known.name == "tsc-deadline" && host.check_extension(TSC_DEADLINE) > 0 =>
+            {
+                Met::Yes
+            }
+            Ok((_, cpuid)) if cpuid.has(&known) => Met::Yes,
+            Ok(_) => Met::No(format!("this KVM cannot show a guest {known}")),
+            Err(why) => Met::No(why.clone()),
+        }
     }
 
     fn kvm_cap(&self, cap: &str) -> Met {
@@ -117,6 +135,9 @@ mod tests {
         assert!(facts.kvm().unwrap_err().contains("/no/such/kvm"));
         assert!(matches!(facts.kvm_cap("IRQCHIP"), Met::No(why) if why.contains("/no/such/kvm")));
         assert!(matches!(facts.kvm_cap("IRQCHP"), Met::Unknown(why) if why.contains("`IRQCHIP`")));
+        assert!(matches!(facts.cpuid("x2apic"), Met::No(why) if why.contains("/no/such/kvm")));
+        assert!(matches!(facts.cpuid("x2apik"), Met::Unknown(why) if why.contains("`x2apic`")));
+        assert_eq!(caps::number("TSC_DEADLINE_TIMER"), Some(TSC_DEADLINE));
     }
 
     #[test]

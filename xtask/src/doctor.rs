@@ -224,7 +224,9 @@ fn kvm(facts: &LinuxFacts, advice: &mut Vec<String>) -> bool {
     }
     words("  can", &yes);
     words("  cannot", &no);
-    row("  cpuid", format!("{} leaves", cpuid.0.len()));
+    let shown: Vec<&str> =
+        vmm::cpuid::features().filter(|f| cpuid.has(f)).map(|feature| feature.name).collect();
+    words("  cpuid", &shown);
     true
 }
 
