@@ -140,10 +140,12 @@ rt_syscall_entry:
     pushq   $256
     jmp     rt_trap_common
 
-# Returns from a Rust function run at CPL 3 (RAX the function, RDI its argument): its value is
-# in RAX, and the gate of rt::user ends the excursion.
+# Runs a Rust function at CPL 3 (RAX the function, RDI its argument). Its value is in RAX at the
+# trap that ends the excursion; rt::user knows the address.
     .global rt_user_thunk
+    .global rt_user_done
 rt_user_thunk:
+    andq    $-16, %rsp
     call    *%rax
-    int     $0x80
+rt_user_done:
     ud2

@@ -223,14 +223,23 @@ impl Memory for Physical {
         unsafe { (at as *const u32).read_unaligned() }
     }
     fn copy_string(&self, at: u64, to: &mut [u8]) -> usize {
-        for (i, byte) in to.iter_mut().enumerate() {
-            // SAFETY: as for `word`.
-            *byte = unsafe { ((at + i as u64) as *const u8).read() };
-            if *byte == 0 {
-                return i;
-            }
+        let left: usize;
+        // SAFETY: as for `word`; reads up to the zero, at most `to.len()` bytes (which is not 0, so
+        // the comparison sets ZF), DF clear. RCX is then what is left behind the zero.
+        unsafe {
+            core::arch::asm!(
+                "repne scasb",
+                "sete al",
+                "movzx eax, al",
+                "add rcx, rax",
+                inout("rdi") at => _, inout("rcx") to.len() => left, inout("eax") 0 => _,
+                options(nostack, readonly)
+            );
         }
-        to.len()
+        let len = to.len() - left;
+        // SAFETY: just read; `to` is the runtime's own, and not where the loader put the string.
+        unsafe { core::ptr::copy_nonoverlapping(at as *const u8, to.as_mut_ptr(), len) };
+        len
     }
 }
 

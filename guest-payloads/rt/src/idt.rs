@@ -8,8 +8,8 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 const STUBS: u64 = 0x10_1000;
 /// Bytes from one stub to the next.
 const STUB_SIZE: u64 = 16;
-/// The vector by which code at CPL 3 asks for the end of its excursion.
-pub(crate) const USER_GATE: u8 = 0x80;
+/// The vector that CPL 3 may name in `int n` from the start.
+pub const USER_GATE: u8 = 0x80;
 
 /// A 64-bit interrupt gate (Intel SDM volume 3, 7.14.1; AMD APM volume 2, 4.8.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! Handlers of traps and interrupts, and how often each vector came.
 
 use crate::trap::Frame;
-use crate::{apic, cpu};
+use crate::{apic, cpu, reg, time};
 use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// Called with the interrupted registers, which it may change; interrupts are off.
@@ -34,6 +34,25 @@ pub fn count(vector: u8) -> u32 {
 /// How often `vector` came on CPU `index`.
 pub fn count_on(index: usize, vector: u8) -> u32 {
     crate::smp::block(index).hits[vector as usize].load(Relaxed)
+}
+
+/// Turns interrupts on until `vector` has come `times` times on this CPU since the last [`reset`],
+/// or until about `microseconds` are over; whether it came. Turns them off again.
+///
+/// The way to wait for an interrupt that is due: a hypervisor that interprets CPL 0 may take an
+/// interrupt only after a thousand instructions with interrupts on.
+pub fn wait_for(vector: u8, times: u32, microseconds: u64) -> bool {
+    reg::sti();
+    let came = time::wait_until(microseconds, || count(vector) >= times);
+    reg::cli();
+    came
+}
+
+/// Turns interrupts on for about `microseconds`, and off again: what is due comes.
+pub fn let_in(microseconds: u64) {
+    reg::sti();
+    time::delay(microseconds);
+    reg::cli();
 }
 
 /// Sets this CPU's counts to zero.

@@ -32,7 +32,7 @@
 //! });
 //!
 //! test!(cpl3_cannot_halt, "`hlt` at CPL 3 is #GP.", || {
-//!     let outcome = user::User::new(asm_code!("hlt", "int 0x80")).run();
+//!     let outcome = user::User::new(asm_code!("hlt", "ret")).run();
 //!     let user::End::Trap(fault) = outcome.end else { fail!("{:?}", outcome.end) };
 //!     check!(fault.is(trap::GP, 0), "{fault}");
 //! });
@@ -100,11 +100,11 @@ pub mod user;
 /// ```
 #[macro_export]
 macro_rules! simd_fn {
-    ($($(#[$attribute:meta])* $visibility:vis fn $name:ident($($arguments:tt)*) $(-> $output:ty)? $body:block)+) => {$(
+    ($($(#[$attribute:meta])* $visibility:vis $(extern $abi:literal)? fn $name:ident($($arguments:tt)*) $(-> $output:ty)? $body:block)+) => {$(
         $(#[$attribute])*
         #[inline(never)]
         // SAFETY: the section is linked with the rest of the code.
         #[unsafe(link_section = ".text.sse")]
-        $visibility fn $name($($arguments)*) $(-> $output)? $body
+        $visibility $(extern $abi)? fn $name($($arguments)*) $(-> $output)? $body
     )+};
 }

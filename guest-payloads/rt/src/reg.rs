@@ -177,7 +177,8 @@ pub fn sti() {
     unsafe { asm!("sti", options(nostack)) };
 }
 
-/// Lets pending interrupts in, and turns them off again.
+/// Lets pending interrupts in, and turns them off again: a window of one instruction, in which a
+/// CPU takes what is pending. To wait for an interrupt use [`irq::wait_for`](crate::irq::wait_for).
 pub fn interrupt_window() {
     // SAFETY: as for `sti` and `cli`. Two `nop`s, since the first is in the shadow of `sti`.
     unsafe { asm!("sti", "nop", "nop", "cli", options(nostack)) };

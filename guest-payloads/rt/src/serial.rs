@@ -51,13 +51,31 @@ impl Out {
     }
 
     pub(crate) fn text(&mut self, text: &str) {
-        for byte in text.bytes() {
+        if self.one_line {
+            for line in text.split_inclusive(['\n', '\r']) {
+                match line.strip_suffix(['\n', '\r']) {
+                    Some(line) => {
+                        self.bytes(line.as_bytes());
+                        self.bytes(b" ");
+                    }
+                    None => self.bytes(line.as_bytes()),
+                }
+            }
+        } else {
+            self.bytes(text.as_bytes());
+        }
+    }
+
+    fn bytes(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
             if self.used == self.buffer.len() {
                 self.flush();
             }
-            let byte = if self.one_line && (byte == b'\n' || byte == b'\r') { b' ' } else { byte };
-            self.buffer[self.used] = byte;
-            self.used += 1;
+            let free = &mut self.buffer[self.used..];
+            let (now, later) = bytes.split_at(bytes.len().min(free.len()));
+            free[..now.len()].copy_from_slice(now);
+            self.used += now.len();
+            bytes = later;
         }
     }
 

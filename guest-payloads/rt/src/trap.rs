@@ -184,6 +184,18 @@ macro_rules! insn {
     }};
 }
 
+/// Runs instructions as they are, with nothing around them: for what is timed, and for code that
+/// runs at CPL 3, where [`insn!`](crate::insn) has no place to note a trap. Takes the same; a trap
+/// is one that nobody expects.
+#[macro_export]
+macro_rules! insn_raw {
+    ($($template:expr),+ $(; $($operands:tt)*)?) => {
+        // SAFETY: as for `insn!`, the machine is the test's.
+        #[allow(unused_unsafe)]
+        unsafe { ::core::arch::asm!($($template,)+ $($($operands)*)?) }
+    };
+}
+
 /// Forgets a trap noted earlier; part of [`insn!`](crate::insn).
 #[inline(always)]
 pub fn arm() {

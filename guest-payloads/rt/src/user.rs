@@ -2,13 +2,14 @@
 //!
 //! Code comes as bytes ([`asm_code!`](crate::asm_code) makes them from assembly), copied to a page
 //! of its own that CPL 3 may execute, with a stack beside it; or as a Rust function, see
-//! [`call`]. An excursion ends with the first trap for which no handler is registered; code that
-//! is done says `int 0x80`.
+//! [`call`]. An excursion ends with the first trap for which no handler is registered. Code that
+//! is done returns (`ret`): what it returns to is an invalid opcode at an address the runtime knows,
+//! since that is the one way out which every hypervisor gets right.
 
 use crate::cpu::{self, Cpu, USER_CS, USER_CS32, USER_DS};
 use crate::paging::{self, Flags, Size};
 use crate::trap::{self, Frame, SYSCALL, Trap};
-use crate::{frames, idt, reg, report};
+use crate::{frames, mem, reg, report};
 use core::sync::atomic::Ordering::Relaxed;
 
 /// First address of the pages for CPL 3; each CPU has 64 KiB of its own from here.
@@ -21,21 +22,28 @@ fn area() -> u64 {
     BASE + AREA * cpu::index() as u64
 }
 
+/// Offset in the code page of what code returns to.
+const RETURN: u64 = 0xff8;
+/// `ud2`.
+const UD2: [u8; 2] = [0x0f, 0x0b];
+
 /// Where this CPU's code page for CPL 3 lies.
 pub fn code_address() -> u64 {
     area()
 }
 
-/// Top of this CPU's stack for CPL 3.
+/// Top of this CPU's stack for CPL 3, where the return address lies.
 pub fn stack_top() -> u64 {
-    area() + 0x1000 * (1 + STACK_PAGES)
+    area() + frames::PAGE * (1 + STACK_PAGES) - 8
 }
 
 /// How an excursion ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// By `int 0x80`: the code was done.
+    /// The code was done: it returned.
     Done,
+    /// By `int n` through a gate open to CPL 3; 0x80 is such a gate from the start.
+    Gate(u8),
     /// By `syscall`, where allowed.
     Syscall,
     /// By a trap.
@@ -61,19 +69,21 @@ pub struct Outcome {
 }
 
 impl User {
-    /// Copies `code` (at most a page) to this CPU's code page and starts there in 64-bit mode,
-    /// with interrupts on, an empty stack and all other registers zero.
+    /// Copies `code` (at most 0xff8 bytes) to this CPU's code page and starts there in 64-bit mode,
+    /// with interrupts on, on a stack with nothing but a return address, and all other registers
+    /// zero.
     pub fn new(code: &[u8]) -> User {
         prepare();
-        let page = page_bytes(code_address());
-        assert!(code.len() <= page.len(), "{} bytes of code for one page", code.len());
-        page[..code.len()].copy_from_slice(code);
+        assert!(code.len() <= RETURN as usize, "{} bytes of code for one page", code.len());
+        put(code_address(), code);
         User::at(code_address())
     }
 
     /// Starts at an address that CPL 3 can execute by the caller's own doing.
     pub fn at(rip: u64) -> User {
         prepare();
+        put(code_address() + RETURN, &UD2);
+        put(stack_top(), &(code_address() + RETURN).to_le_bytes());
         let regs = Frame {
             rip,
             cs: USER_CS.into(),
@@ -114,7 +124,8 @@ impl User {
         let regs = unsafe { cpu.user.get().read() };
         let end = match regs.vector {
             SYSCALL => End::Syscall,
-            vector if vector == u64::from(idt::USER_GATE) => End::Done,
+            _ if regs.vector == u64::from(trap::UD) && is_return(regs.rip) => End::Done,
+            vector @ 32.. => End::Gate(vector as u8),
             vector => End::Trap(Trap {
                 vector: vector as u8,
                 error_code: regs.error_code,
@@ -145,7 +156,7 @@ pub fn call(function: extern "C" fn(u64) -> u64, argument: u64) -> Result<u64, T
     match outcome.end {
         End::Done => Ok(outcome.regs.rax),
         End::Trap(trap) => Err(trap),
-        End::Syscall => panic!("`syscall` without allow_syscall"),
+        other => panic!("a Rust function at CPL 3 ended by {other:?}"),
     }
 }
 
@@ -179,6 +190,12 @@ unsafe extern "C" {
     fn rt_enter_user(regs: *const Frame, user_rsp: *mut u64, rsp0: *mut u64);
     fn rt_syscall_entry();
     fn rt_user_thunk();
+    fn rt_user_done();
+}
+
+/// Whether an invalid opcode at `rip` is where code returns to.
+fn is_return(rip: u64) -> bool {
+    rip == code_address() + RETURN || rip == rt_user_done as *const () as u64
 }
 
 /// Maps this CPU's pages for CPL 3, once.
@@ -192,14 +209,14 @@ fn prepare() {
     }
 }
 
-/// The bytes of a page for CPL 3, by its supervisor mapping (SMAP does not matter).
-fn page_bytes(address: u64) -> &'static mut [u8; 4096] {
+/// Writes into a page for CPL 3, by its supervisor mapping (so that SMAP does not matter).
+fn put(address: u64, bytes: &[u8]) {
     let Some(physical) = paging::translate(address) else {
         panic!("the page for CPL 3 at {address:#x} is not mapped any more");
     };
-    // SAFETY: a frame that `prepare` took for this CPU and never gives back, identity-mapped; the
-    // reference does not outlive `User::new`.
-    unsafe { &mut *(physical as *mut [u8; 4096]) }
+    if let Err(trap) = mem::write_bytes(physical, bytes) {
+        panic!("write to the page for CPL 3 at {address:#x}: {trap}");
+    }
 }
 
 fn set_up_syscall(cpu: &Cpu) {
@@ -229,7 +246,7 @@ fn set(msr: u32, value: u64) {
 }
 
 /// Machine code from assembly (Intel syntax, position-independent), as a `&'static [u8]`, to run
-/// elsewhere: `asm_code!("mov eax, 1", "int 0x80")`. Begin with `".code32"` for 32-bit code.
+/// elsewhere: `asm_code!("mov eax, 1", "ret")`. Begin with `".code32"` for 32-bit code.
 #[macro_export]
 macro_rules! asm_code {
     ($($line:expr),+ $(,)?) => {{
