@@ -7,6 +7,7 @@
 pub mod exit;
 pub mod post;
 pub mod resets;
+pub mod rtc;
 pub mod shutdown;
 pub mod testdev;
 pub mod uart;
