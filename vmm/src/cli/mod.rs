@@ -1,0 +1,52 @@
+//! The command line.
+
+mod replay;
+mod run;
+
+use clap::{Parser, Subcommand};
+
+/// Exit status for what was asked for wrongly, or is missing.
+const USAGE: u8 = 2;
+
+/// A KVM virtual machine monitor made for tests.
+#[derive(Debug, Parser)]
+#[command(name = "vmm", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a guest until it ends.
+    Run(Box<run::Run>),
+    /// Run a recorded or written script of exits against the board, without KVM.
+    Replay(replay::Replay),
+}
+
+/// Does what the command line says; gives the exit status.
+pub fn main() -> u8 {
+    match Cli::try_parse() {
+        Ok(Cli { command: Command::Run(run) }) => run.main(),
+        Ok(Cli { command: Command::Replay(replay) }) => replay.main(),
+        Err(e) => {
+            // Nothing is left to be done if the message itself cannot be printed.
+            let _ = e.print();
+            if e.use_stderr() { USAGE } else { 0 }
+        }
+    }
+}
+
+/// Prints an error as one paragraph.
+fn complain(e: &dyn std::error::Error) {
+    let mut text = e.to_string();
+    let mut source = e.source();
+    while let Some(e) = source {
+        let inner = e.to_string();
+        if !text.contains(&inner) {
+            text += &format!(": {inner}");
+        }
+        source = e.source();
+    }
+    eprintln!("vmm: {text}");
+}

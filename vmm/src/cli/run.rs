@@ -1,0 +1,266 @@
+//! `vmm run`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use vmm::boot::Protocol;
+use vmm::cpuid::CpuModel;
+use vmm::exit::Stop;
+use vmm::hv::kvm::{DEV_KVM, Irqchip, KvmConfig};
+use vmm::launch::{self, Options, Serial};
+use vmm::payload;
+use vmm::ram::Backing;
+use vmm::units;
+
+use super::{USAGE, complain};
+
+/// Interrupt controllers in the kernel.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum IrqchipArg {
+    /// Local APICs, I/O APIC and PICs.
+    Kernel,
+    /// Local APICs only; device lines lead nowhere.
+    Split,
+    /// None: one vCPU, and no interrupts.
+    None,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum PitArg {
+    /// The kernel's.
+    Kernel,
+    /// None.
+    None,
+}
+
+/// What backs guest memory.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum HugeArg {
+    /// Pages of 4 KiB only.
+    Off,
+    /// As the host's policy has it.
+    Auto,
+    /// Transparent huge pages are asked for.
+    Thp,
+    /// hugetlbfs pages of 2 MiB.
+    #[value(name = "2M")]
+    Two,
+    /// hugetlbfs pages of 1 GiB.
+    #[value(name = "1G")]
+    One,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum OnReset {
+    /// The VM ends, with status 10.
+    Stop,
+    /// The guest starts again, from its image.
+    Reboot,
+}
+
+/// Run a guest until it ends.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Exit status: odd is the guest's own word, value * 2 + 1 of what it wrote to port 0xf4 (payloads
+and kvm-unit-tests: 1 pass, 3 fail, 77 skip, 127 error). Even is the VMM's: 0 the guest switched
+itself off, 2 bad input or something missing, 4 triple fault, 6 an exit that the board has no
+answer to, 8 every vCPU halted for ever, 10 reset, 12 the guest crashed, 14 the VMM or the host
+failed, 124 timeout, 130 interrupted. After 4, 6, 8, 12 and 124 a report is on standard error.")]
+pub struct Run {
+    /// The image: ELF (PVH, multiboot or plain), or a flat binary with --boot flat.
+    #[arg(long, short, value_name = "FILE", required_unless_present = "payload")]
+    #[arg(conflicts_with = "payload")]
+    kernel: Option<PathBuf>,
+
+    /// A payload: an image with a table of tests. --test names the one to run.
+    #[arg(long, value_name = "FILE")]
+    payload: Option<PathBuf>,
+
+    /// The payload's test to run.
+    #[arg(long, value_name = "NAME", requires = "payload")]
+    test: Option<String>,
+
+    /// The guest's command line.
+    #[arg(long, value_name = "TEXT", default_value = "", allow_hyphen_values = true)]
+    cmdline: String,
+
+    /// The initial ramdisk, or the first multiboot module.
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<PathBuf>,
+
+    /// A further module; its command line follows the first space.
+    #[arg(long, value_name = "FILE [TEXT]")]
+    module: Vec<String>,
+
+    /// How the image is entered: auto, pvh, multiboot, elf, flat[:ADDR[:MODE]].
+    #[arg(long, value_name = "PROTOCOL", default_value = "auto")]
+    boot: Protocol,
+
+    /// Guest memory, with K, M or G.
+    #[arg(long, short, value_name = "SIZE", default_value = "256M", value_parser = units::size)]
+    memory: u64,
+
+    /// What backs guest memory.
+    #[arg(long, value_name = "WHAT", default_value = "auto")]
+    hugepages: HugeArg,
+
+    /// vCPUs.
+    #[arg(long, short = 'c', value_name = "N", default_value_t = 1)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    cpus: u32,
+
+    /// What CPUID tells the guest: host, then changes (host,-pcid,+x2apic).
+    #[arg(long, value_name = "MODEL", default_value = "host", allow_hyphen_values = true)]
+    cpu: CpuModel,
+
+    /// Interrupt controllers in the kernel.
+    #[arg(long, value_name = "WHICH", default_value = "kernel")]
+    irqchip: IrqchipArg,
+
+    /// The interval timer; needs the kernel's interrupt controllers.
+    #[arg(long, value_name = "WHICH")]
+    pit: Option<PitArg>,
+
+    /// Where the first serial port leads: stdio, null or file:PATH.
+    #[arg(long, value_name = "WHERE", default_value = "stdio")]
+    serial: Serial,
+
+    /// The guest may take this long (10s, 500ms, 2m).
+    #[arg(long, value_name = "TIME", value_parser = units::duration)]
+    timeout: Option<Duration>,
+
+    /// Record every exit into this file, for `vmm replay`.
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
+
+    /// What to do when the guest asks for a reset.
+    #[arg(long, value_name = "WHAT", default_value = "stop")]
+    on_reset: OnReset,
+
+    /// Let MSR accesses that KVM refuses come to the board, so that a report shows them.
+    #[arg(long)]
+    msr_exits: bool,
+
+    /// Let KVM pass on the hypercalls that it can pass on.
+    #[arg(long)]
+    hypercall_exits: bool,
+
+    /// Note where in the guest each exit came from: reports show it with the last exits.
+    #[arg(long)]
+    exit_rips: bool,
+
+    /// KVM's device node.
+    #[arg(long, value_name = "PATH", default_value = DEV_KVM)]
+    kvm: PathBuf,
+}
+
+impl Run {
+    /// Runs the guest; gives the exit status.
+    pub fn main(self) -> u8 {
+        let on_reset = self.on_reset;
+        let options = match self.options() {
+            Ok(options) => options,
+            Err(message) => {
+                eprintln!("vmm: {message}");
+                return USAGE;
+            }
+        };
+        loop {
+            match launch::run(&options) {
+                Err(e) => {
+                    complain(&e);
+                    return e.status();
+                }
+                Ok(finished) => {
+                    let stop = finished.ended.stop;
+                    if stop == Stop::Reset && on_reset == OnReset::Reboot {
+                        continue;
+                    }
+                    if stop.wants_report() {
+                        match finished.ended.vcpu {
+                            Some(vcpu) => eprintln!("\nvmm: vCPU {vcpu}: {stop}"),
+                            None => eprintln!("\nvmm: {stop}"),
+                        }
+                        for report in &finished.reports {
+                            eprint!("{report}");
+                        }
+                    }
+                    return stop.status();
+                }
+            }
+        }
+    }
+
+    /// What the command line amounts to.
+    fn options(self) -> Result<Options, String> {
+        let irqchip = match self.irqchip {
+            IrqchipArg::Kernel => Irqchip::Kernel,
+            IrqchipArg::Split => Irqchip::Split,
+            IrqchipArg::None => Irqchip::None,
+        };
+        let kernel_irqchip = irqchip == Irqchip::Kernel;
+        let pit = match self.pit {
+            Some(PitArg::Kernel) if !kernel_irqchip => {
+                return Err("--pit kernel needs --irqchip kernel: its line leads to the kernel's \
+                            interrupt controllers; leave one of the two out"
+                    .to_owned());
+            }
+            Some(pit) => pit == PitArg::Kernel,
+            None => kernel_irqchip,
+        };
+        if irqchip == Irqchip::None && self.cpus > 1 {
+            return Err(format!(
+                "--irqchip none with --cpus {}: without local APICs only one vCPU can be started; \
+                 leave one of the two out",
+                self.cpus
+            ));
+        }
+        let mut cmdline = self.cmdline;
+        let kernel = match (self.kernel, self.payload) {
+            (Some(kernel), _) => kernel,
+            (None, Some(file)) => {
+                payload::check(&file, self.test.as_deref()).map_err(|e| e.to_string())?;
+                if let Some(test) = &self.test {
+                    let rest = std::mem::take(&mut cmdline);
+                    let gap = if rest.is_empty() { "" } else { " " };
+                    cmdline = format!("{}={test}{gap}{rest}", payload_abi::CMDLINE_TEST);
+                }
+                file
+            }
+            (None, None) => return Err("name an image with --kernel or --payload".to_owned()),
+        };
+        let module = |m: String| match m.split_once(' ') {
+            Some((path, cmdline)) => (path.into(), cmdline.to_owned()),
+            None => (m.into(), String::new()),
+        };
+        let initrd = self.initrd.into_iter().map(|path| (path, String::new()));
+        Ok(Options {
+            kvm: self.kvm,
+            kernel,
+            protocol: self.boot,
+            cmdline,
+            modules: initrd.chain(self.module.into_iter().map(module)).collect(),
+            memory: self.memory,
+            backing: match self.hugepages {
+                HugeArg::Off => Backing::Small,
+                HugeArg::Auto => Backing::Auto,
+                HugeArg::Thp => Backing::Transparent,
+                HugeArg::Two => Backing::Huge2M,
+                HugeArg::One => Backing::Huge1G,
+            },
+            cpu: self.cpu,
+            vm: KvmConfig {
+                irqchip,
+                pit,
+                msr_exits: self.msr_exits,
+                hypercall_exits: self.hypercall_exits,
+                sync_regs: self.exit_rips,
+                cpus: self.cpus,
+            },
+            serial: self.serial,
+            timeout: self.timeout,
+            trace: self.trace,
+        })
+    }
+}

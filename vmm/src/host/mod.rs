@@ -1,0 +1,6 @@
+//! What touches the host: clocks, descriptors, terminals, signals.
+
+pub mod clock;
+pub mod console;
+pub mod events;
+pub mod terminal;

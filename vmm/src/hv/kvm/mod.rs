@@ -1,0 +1,184 @@
+//! KVM: the only module that knows it.
+
+mod cpuid;
+mod kick;
+mod page;
+mod regs;
+mod vcpu;
+mod vm;
+
+use std::io;
+use std::os::fd::{FromRawFd, IntoRawFd};
+use std::path::{Path, PathBuf};
+
+use kvm_bindings::*;
+use kvm_ioctls::{Cap, Kvm};
+
+pub use kick::Kicker;
+pub use vcpu::KvmVcpu;
+pub use vm::KvmVm;
+
+use crate::cpuid::{Cpuid, feature};
+use crate::hv::HvError;
+
+/// Where KVM's device node is, unless somebody says otherwise.
+pub const DEV_KVM: &str = "/dev/kvm";
+
+/// Which interrupt controllers are in the kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Irqchip {
+    /// Local APICs, I/O APIC and PICs.
+    #[default]
+    Kernel,
+    /// Local APICs only. The board has no I/O APIC or PIC of its own yet, so device lines lead
+    /// nowhere; MSIs and IPIs work.
+    Split,
+    /// None: HLT leaves the guest, no interrupt arrives, one vCPU.
+    None,
+}
+
+/// How a VM is made.
+#[derive(Clone, Debug, Default)]
+pub struct KvmConfig {
+    /// Interrupt controllers in the kernel.
+    pub irqchip: Irqchip,
+    /// The kernel's PIT with the speaker port; needs [`Irqchip::Kernel`].
+    pub pit: bool,
+    /// MSR accesses that KVM refuses come to the board (`KVM_CAP_X86_USER_SPACE_MSR`).
+    pub msr_exits: bool,
+    /// `KVM_HC_MAP_GPA_RANGE` comes to the board (`KVM_CAP_EXIT_HYPERCALL`).
+    pub hypercall_exits: bool,
+    /// Each exit brings the general registers along (`KVM_CAP_SYNC_REGS`), so that the log of the
+    /// last exits can say where each one came from.
+    pub sync_regs: bool,
+    /// vCPUs that the VM will have.
+    pub cpus: u32,
+}
+
+/// KVM on this host.
+#[derive(Debug)]
+pub struct Host {
+    kvm: Kvm,
+    path: PathBuf,
+}
+
+fn call<T>(what: impl Into<String>, result: Result<T, kvm_ioctls::Error>) -> Result<T, HvError> {
+    result.map_err(|e| HvError::Call {
+        what: what.into(),
+        source: io::Error::from_raw_os_error(e.errno()),
+    })
+}
+
+impl Host {
+    /// Opens KVM's device node.
+    ///
+    /// # Errors
+    /// When there is none, it may not be opened, or what opens is not KVM.
+    pub fn open(path: &Path) -> Result<Host, HvError> {
+        let open = || std::fs::File::options().read(true).write(true).open(path);
+        let file = open().map_err(|source| HvError::Open {
+            path: path.display().to_string(),
+            hint: hint(source.kind()),
+            source,
+        })?;
+        // SAFETY: the descriptor is open and handed over.
+        let kvm = unsafe { Kvm::from_raw_fd(file.into_raw_fd()) };
+        let version = kvm.get_api_version();
+        if version != KVM_API_VERSION as i32 {
+            return Err(HvError::Open {
+                path: path.display().to_string(),
+                hint: "Name KVM's device node, usually /dev/kvm.",
+                source: io::Error::other(format!(
+                    "it answers KVM_GET_API_VERSION with {version}, not {KVM_API_VERSION}"
+                )),
+            });
+        }
+        Ok(Host { kvm, path: path.to_owned() })
+    }
+
+    /// The device node.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What KVM offers guests of the processor (`KVM_GET_SUPPORTED_CPUID`), and the timer mode of
+    /// the local APIC that it reports as a capability instead.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn supported_cpuid(&self) -> Result<Cpuid, HvError> {
+        let cpuid = self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES);
+        let mut cpuid = cpuid::from_kvm(&call("KVM_GET_SUPPORTED_CPUID", cpuid)?);
+        if let Some(timer) = feature("tsc-deadline") {
+            cpuid.set(&timer, self.kvm.check_extension(Cap::TscDeadlineTimer));
+        }
+        Ok(cpuid)
+    }
+
+    /// What `KVM_CHECK_EXTENSION` says of capability number `cap`: 0 if KVM lacks it.
+    pub fn check_extension(&self, cap: u32) -> i32 {
+        self.kvm.check_extension_raw(cap.into())
+    }
+
+    /// The most vCPUs that a VM can have.
+    pub fn max_cpus(&self) -> u32 {
+        u32::try_from(self.kvm.get_max_vcpus()).unwrap_or(u32::MAX)
+    }
+
+    /// Makes a VM without memory or vCPUs.
+    ///
+    /// # Errors
+    /// When KVM lacks what `config` asks for, or refuses.
+    pub fn create_vm(&self, config: &KvmConfig) -> Result<KvmVm, HvError> {
+        const NEW: &str = "a KVM of Linux 4.12 or later has it";
+        self.need(Cap::UserMemory, "KVM_CAP_USER_MEMORY", NEW)?;
+        self.need(Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT", NEW)?;
+        self.need(Cap::ExtCpuid, "KVM_CAP_EXT_CPUID", NEW)?;
+        match config.irqchip {
+            Irqchip::Kernel => {
+                self.need(Cap::Irqchip, "KVM_CAP_IRQCHIP", "run with --irqchip none")?;
+            }
+            Irqchip::Split => {
+                let hint = "run with --irqchip kernel";
+                self.need(Cap::SplitIrqchip, "KVM_CAP_SPLIT_IRQCHIP", hint)?;
+            }
+            Irqchip::None => {}
+        }
+        if config.sync_regs {
+            self.need(Cap::SyncRegs, "KVM_CAP_SYNC_REGS", "run without --exit-rips")?;
+        }
+        if config.cpus > self.max_cpus() {
+            return Err(HvError::Lacks {
+                what: format!("room for {} vCPUs in one VM (KVM_CAP_MAX_VCPUS)", config.cpus),
+                hint: "ask for fewer with --cpus",
+            });
+        }
+        KvmVm::new(&self.kvm, config)
+    }
+
+    fn need(&self, cap: Cap, name: &str, hint: &'static str) -> Result<(), HvError> {
+        match self.kvm.check_extension(cap) {
+            true => Ok(()),
+            false => Err(HvError::Lacks { what: name.to_owned(), hint }),
+        }
+    }
+}
+
+/// A way out for someone whose KVM cannot be opened.
+fn hint(kind: io::ErrorKind) -> &'static str {
+    match kind {
+        io::ErrorKind::NotFound => {
+            "Load the kernel's module (`modprobe kvm_intel` or `modprobe kvm_amd`), switch \
+             virtualisation on in the firmware, or, inside a VM or container, have its host pass \
+             KVM through"
+        }
+        io::ErrorKind::PermissionDenied => {
+            "Join the group that owns it (`ls -l /dev/kvm` shows it, `usermod -aG kvm USER` adds \
+             you from the next login), or run as root"
+        }
+        _ => "Name KVM's device node, usually /dev/kvm",
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,171 @@
+//! A KVM virtual machine.
+
+use std::io;
+
+use kvm_bindings::*;
+use kvm_ioctls::{Kvm, VmFd};
+
+use super::vcpu::KvmVcpu;
+use super::{Irqchip, KvmConfig, call};
+use crate::hv::{HvError, Vm};
+use crate::ram::{Backing, GuestRam, PAGE, RamRange, VGA_END, VGA_START};
+
+/// Three pages below the BIOS that KVM on Intel keeps for a guest in real mode.
+const TSS_ADDRESS: usize = 0xfffb_d000;
+/// `KVM_HC_MAP_GPA_RANGE` of the hypercall ABI (linux/kvm_para.h).
+const KVM_HC_MAP_GPA_RANGE: u32 = 12;
+/// One page that KVM on Intel keeps for a guest without paging.
+const IDENTITY_MAP: u64 = 0xfffb_c000;
+
+/// A KVM virtual machine with its memory.
+#[derive(Debug)]
+pub struct KvmVm {
+    fd: VmFd,
+    ram: Option<GuestRam>,
+    irqchip: Irqchip,
+    sync_regs: bool,
+}
+
+impl KvmVm {
+    pub(super) fn new(kvm: &Kvm, config: &KvmConfig) -> Result<KvmVm, HvError> {
+        let fd = call("KVM_CREATE_VM", kvm.create_vm())?;
+        call("KVM_SET_IDENTITY_MAP_ADDR", fd.set_identity_map_address(IDENTITY_MAP))?;
+        call("KVM_SET_TSS_ADDR", fd.set_tss_address(TSS_ADDRESS))?;
+        let enable = |cap: u32, arg: u64, name: &str| {
+            let cap = kvm_enable_cap { cap, args: [arg, 0, 0, 0], ..Default::default() };
+            call(format!("KVM_ENABLE_CAP of {name}"), fd.enable_cap(&cap))
+        };
+        match config.irqchip {
+            Irqchip::Kernel => call("KVM_CREATE_IRQCHIP", fd.create_irq_chip())?,
+            // The I/O APIC's lines that are outside the kernel: their routes are reserved.
+            Irqchip::Split => enable(KVM_CAP_SPLIT_IRQCHIP, 24, "KVM_CAP_SPLIT_IRQCHIP")?,
+            Irqchip::None => {}
+        }
+        if config.pit && config.irqchip == Irqchip::Kernel {
+            // The dummy speaker takes port 0x61, which guests calibrate their clocks with.
+            let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+            call("KVM_CREATE_PIT2", fd.create_pit2(pit))?;
+        }
+        if config.msr_exits {
+            let why = KVM_MSR_EXIT_REASON_UNKNOWN | KVM_MSR_EXIT_REASON_INVAL;
+            enable(KVM_CAP_X86_USER_SPACE_MSR, why.into(), "KVM_CAP_X86_USER_SPACE_MSR")?;
+        }
+        if config.hypercall_exits {
+            let mask = 1 << KVM_HC_MAP_GPA_RANGE;
+            enable(KVM_CAP_EXIT_HYPERCALL, mask, "KVM_CAP_EXIT_HYPERCALL")?;
+        }
+        Ok(KvmVm { fd, ram: None, irqchip: config.irqchip, sync_regs: config.sync_regs })
+    }
+
+    /// Gives the VM its memory: one memslot for each run of RAM, without the VGA window.
+    ///
+    /// # Errors
+    /// When KVM refuses, or the VM has memory already.
+    pub fn set_memory(&mut self, ram: GuestRam) -> Result<(), HvError> {
+        if self.ram.is_some() {
+            let source = io::Error::from(io::ErrorKind::AlreadyExists);
+            return Err(HvError::Call { what: "giving a VM memory twice".to_owned(), source });
+        }
+        ram.ranges().try_for_each(|range| advise(&ram, range))?;
+        let slots: Vec<RamRange> = ram.ranges().flat_map(without_vga).flatten().collect();
+        for (slot, range) in (0..).zip(slots) {
+            let what =
+                || format!("KVM_SET_USER_MEMORY_REGION of {:#x}+{:#x}", range.start, range.len);
+            let userspace_addr = ram
+                .host_address(range)
+                .map_err(|e| HvError::Call { what: what(), source: io::Error::other(e) })?;
+            let region = kvm_userspace_memory_region {
+                slot,
+                flags: 0,
+                guest_phys_addr: range.start,
+                memory_size: range.len,
+                userspace_addr,
+            };
+            // SAFETY: the memory is mapped, and `self.ram` keeps it for as long as the VM lives.
+            call(what(), unsafe { self.fd.set_user_memory_region(region) })?;
+        }
+        self.ram = Some(ram);
+        Ok(())
+    }
+}
+
+/// Tells the host which page size the memory is to have.
+fn advise(ram: &GuestRam, range: RamRange) -> Result<(), HvError> {
+    let (advice, name) = match ram.backing() {
+        Backing::Small => (libc::MADV_NOHUGEPAGE, "MADV_NOHUGEPAGE"),
+        Backing::Transparent => (libc::MADV_HUGEPAGE, "MADV_HUGEPAGE"),
+        Backing::Auto | Backing::Huge2M | Backing::Huge1G => return Ok(()),
+    };
+    let failed =
+        |source| HvError::Call { what: format!("madvise({name}) of guest memory"), source };
+    let host = ram.host_address(range).map_err(|e| failed(io::Error::other(e)))?;
+    // SAFETY: the range is guest memory; the advice changes its page size, not its contents.
+    match unsafe { libc::madvise(host as *mut _, range.len as usize, advice) } {
+        0 => Ok(()),
+        _ => match io::Error::last_os_error() {
+            // A kernel without transparent huge pages has small ones in any case.
+            e if e.raw_os_error() == Some(libc::EINVAL) && ram.backing() == Backing::Small => {
+                Ok(())
+            }
+            e => Err(failed(e)),
+        },
+    }
+}
+
+/// A run of RAM, without the part that lies in the VGA window.
+fn without_vga(range: RamRange) -> [Option<RamRange>; 2] {
+    let (start, end) = (range.start, range.start + range.len);
+    let run = |start: u64, end: u64| (start < end).then(|| RamRange { start, len: end - start });
+    [run(start, end.min(VGA_START)), run(start.max(VGA_END), end)]
+}
+
+impl Vm for KvmVm {
+    type Vcpu = KvmVcpu;
+
+    fn create_vcpu(&self, index: u32) -> Result<KvmVcpu, HvError> {
+        let fd = self.fd.create_vcpu(index.into());
+        let fd = call(format!("KVM_CREATE_VCPU of vCPU {index}"), fd)?;
+        Ok(KvmVcpu::new(fd, index, self.fd.run_size(), self.sync_regs))
+    }
+
+    fn set_line(&self, gsi: u32, level: bool) -> Result<(), HvError> {
+        match self.irqchip {
+            Irqchip::Kernel => call("KVM_IRQ_LINE", self.fd.set_irq_line(gsi, level)),
+            Irqchip::Split | Irqchip::None => Ok(()),
+        }
+    }
+
+    fn remap_page(&self, gpa: u64) -> Result<(), HvError> {
+        let page = RamRange { start: gpa & !(PAGE - 1), len: PAGE };
+        let Some(host) = self.ram.as_ref().and_then(|ram| ram.host_address(page).ok()) else {
+            return Ok(());
+        };
+        // Any change of a mapping's protection makes the kernel drop what KVM has mapped of it.
+        // Adding a right that nobody uses and taking it away again leaves no moment in which the
+        // page could not be accessed, by another vCPU or by a device.
+        let (normal, more) = (libc::PROT_READ | libc::PROT_WRITE, libc::PROT_EXEC);
+        for protection in [normal | more, normal] {
+            // SAFETY: the page is guest memory, which nothing executes and no reference points to.
+            if unsafe { libc::mprotect(host as *mut _, PAGE as usize, protection) } != 0 {
+                let source = io::Error::last_os_error();
+                return Err(HvError::Call { what: format!("mprotect of page {gpa:#x}"), source });
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_vga_window_is_in_no_memslot() {
+        let run = |start, len| RamRange { start, len };
+        let cut = |r| without_vga(r).into_iter().flatten().collect::<Vec<_>>();
+        assert_eq!(cut(run(0, 4 << 20)), [run(0, VGA_START), run(VGA_END, (4 << 20) - VGA_END)]);
+        assert_eq!(cut(run(0, VGA_START)), [run(0, VGA_START)]);
+        assert_eq!(cut(run(VGA_END, PAGE)), [run(VGA_END, PAGE)]);
+        assert_eq!(cut(run(1 << 32, PAGE)), [run(1 << 32, PAGE)]);
+    }
+}

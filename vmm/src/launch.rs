@@ -1,0 +1,220 @@
+//! From options to a guest that has ended: everything else put together.
+
+mod backplane;
+mod error;
+mod serial;
+mod supervise;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+pub use error::LaunchError;
+pub use serial::Serial;
+
+use crate::boot::{self, Module, Protocol};
+use crate::cpuid::{CpuModel, Topology};
+use crate::device::Clock;
+use crate::exit::{Entry, Exit};
+use crate::host::clock::HostClock;
+use crate::host::events::Wake;
+use crate::hv::kvm::{Host, KvmConfig, KvmVcpu, KvmVm};
+use crate::hv::{Vcpu, Vm};
+use crate::machine::{Backplane, Context, Machine, PcConfig, pc};
+use crate::ram::{Backing, GuestRam};
+use crate::run::report::VcpuReport;
+use crate::run::{Control, Ended, Handler};
+use crate::script::Recorder;
+use backplane::KvmBackplane;
+use serial::Console;
+
+/// A guest to run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// KVM's device node.
+    pub kvm: PathBuf,
+    /// The image.
+    pub kernel: PathBuf,
+    /// How it is entered.
+    pub protocol: Protocol,
+    /// Its command line.
+    pub cmdline: String,
+    /// Files that go with it (an initrd first), each with a command line of its own.
+    pub modules: Vec<(PathBuf, String)>,
+    /// Memory, in bytes.
+    pub memory: u64,
+    /// What backs it.
+    pub backing: Backing,
+    /// What CPUID says.
+    pub cpu: CpuModel,
+    /// The VM.
+    pub vm: KvmConfig,
+    /// The first serial port's other end.
+    pub serial: Serial,
+    /// How long the guest may take.
+    pub timeout: Option<Duration>,
+    /// Where every exit is recorded.
+    pub trace: Option<PathBuf>,
+}
+
+/// A guest that has ended.
+#[derive(Debug)]
+pub struct Finished {
+    /// How.
+    pub ended: Ended,
+    /// Of each vCPU, if the end was one that wants explaining.
+    pub reports: Vec<VcpuReport>,
+}
+
+/// Everything of one VM before its first instruction.
+struct Prepared {
+    vm: Arc<KvmVm>,
+    vcpus: Vec<KvmVcpu>,
+    machine: Machine,
+    console: Console,
+    recorder: Option<Recorder>,
+    wake: Wake,
+}
+
+/// The vCPUs' way to the board.
+struct Driver<'a> {
+    machine: &'a Machine,
+    recorder: Option<&'a Recorder>,
+}
+
+impl Handler for Driver<'_> {
+    #[inline]
+    fn handle(&self, cx: &mut Context, index: usize, exit: &Exit) -> Entry {
+        match self.recorder {
+            None => self.machine.handle(cx, exit),
+            Some(recorder) => recorder.handle(self.machine, cx, index, exit),
+        }
+    }
+}
+
+fn read(path: &Path, what: &'static str) -> Result<Vec<u8>, LaunchError> {
+    std::fs::read(path).map_err(|source| LaunchError::File { what, path: path.to_owned(), source })
+}
+
+/// The last component of a path: what a guest is told an image is called.
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+}
+
+/// Runs one guest from its first instruction to its end, however it ends.
+///
+/// # Errors
+/// When it could not be started, or the host failed it on the way; never for what a guest does.
+pub fn run(options: &Options) -> Result<Finished, LaunchError> {
+    let Prepared { vm, vcpus, machine, console, recorder, wake } = prepare(options)?;
+    let driver = Driver { machine: &machine, recorder: recorder.as_ref() };
+    let waker = wake.try_clone().map_err(LaunchError::Events)?;
+    let control = Control::new(vcpus.len(), Box::new(move || waker.wake()));
+    let (supervised, reports) = std::thread::scope(|scope| {
+        let mut threads = Vec::with_capacity(vcpus.len());
+        for (index, mut vcpu) in vcpus.into_iter().enumerate() {
+            let (control, driver, ram) = (&control, &driver, machine.ram());
+            let body = move || {
+                let mut cx = Context::new();
+                // A panic in a device is this program's fault: the VM ends, and the panic goes on
+                // to whoever joins the thread.
+                let _guard = EndOnPanic(control);
+                control.run(index, &mut vcpu, &mut cx, driver, ram)
+            };
+            let builder = std::thread::Builder::new().name(format!("vcpu{index}"));
+            match builder.spawn_scoped(scope, body) {
+                Ok(thread) => threads.push(thread),
+                Err(e) => {
+                    control.end(None, crate::exit::Stop::Interrupted);
+                    return (Err(LaunchError::Thread(e)), Vec::new());
+                }
+            }
+        }
+        let supervised = supervise::supervise(options, &driver, &control, &console, &wake);
+        let reports = threads
+            .into_iter()
+            .filter_map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            .collect();
+        (supervised, reports)
+    });
+    console.finish()?;
+    if let Some(recorder) = recorder {
+        recorder.finish(control.ended().map(|e| e.stop)).map_err(LaunchError::Trace)?;
+    }
+    drop(vm);
+    Ok(Finished { ended: supervised?, reports })
+}
+
+/// Ends the VM when the thread that holds it unwinds.
+struct EndOnPanic<'a, K: crate::hv::Kick>(&'a Control<K>);
+
+impl<K: crate::hv::Kick> Drop for EndOnPanic<'_, K> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.end(None, crate::exit::Stop::Unexpected);
+        }
+    }
+}
+
+fn prepare(options: &Options) -> Result<Prepared, LaunchError> {
+    let image = read(&options.kernel, "kernel")?;
+    let modules = options
+        .modules
+        .iter()
+        .map(|(path, cmdline)| Ok((file_name(path), read(path, "module")?, cmdline)))
+        .collect::<Result<Vec<_>, LaunchError>>()?;
+    let host = Host::open(&options.kvm)?;
+    let ram = GuestRam::new(options.memory, options.backing)?;
+    let modules: Vec<_> =
+        modules.iter().map(|(name, bytes, cmdline)| Module { name, bytes, cmdline }).collect();
+    let name = file_name(&options.kernel);
+    let loaded = boot::load(&boot::Request {
+        protocol: options.protocol,
+        cmdline: &options.cmdline,
+        modules: &modules,
+        ..boot::Request::new(&image, &name, &ram)
+    })?;
+
+    let mut vm = host.create_vm(&options.vm)?;
+    vm.set_memory(ram.clone())?;
+    let supported = host.supported_cpuid()?;
+    let cpus = options.vm.cpus;
+    let topology = Topology::flat(cpus);
+    let mut vcpus = Vec::with_capacity(cpus as usize);
+    for index in 0..cpus {
+        let mut vcpu = vm.create_vcpu(topology.apic_id(index))?;
+        vcpu.set_cpuid(&options.cpu.apply(&supported, index, &topology)?)?;
+        vcpus.push(vcpu);
+    }
+    if let Some(first) = vcpus.first_mut() {
+        first.start(&loaded.start)?;
+    }
+
+    let wake = Wake::new().map_err(LaunchError::Events)?;
+    let console = Console::open(&options.serial, &wake)?;
+    let vm = Arc::new(vm);
+    let waker = wake.try_clone().map_err(LaunchError::Events)?;
+    let mut clock: Arc<dyn Clock> = Arc::new(HostClock::start());
+    let mut behind: Arc<dyn Backplane> =
+        Arc::new(KvmBackplane::new(vm.clone(), console.queue(), waker));
+    let unix_time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let config = PcConfig {
+        cpus: u16::try_from(cpus).unwrap_or(u16::MAX),
+        // A host whose clock stands before 1970 has guests that start there.
+        unix_time: unix_time.map_or(0, |t| t.as_secs()),
+    };
+    let recorder = match &options.trace {
+        None => None,
+        Some(path) => {
+            let recorder = Recorder::create(path, &config, &ram).map_err(LaunchError::Trace)?;
+            (clock, behind) = recorder.wrap(clock, behind);
+            Some(recorder)
+        }
+    };
+    let ram = match &recorder {
+        None => ram,
+        Some(recorder) => recorder.wrap_ram(&ram),
+    };
+    let machine = pc(&config, ram, clock, behind)?;
+    Ok(Prepared { vm, vcpus, machine, console, recorder, wake })
+}

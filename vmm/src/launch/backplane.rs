@@ -1,0 +1,51 @@
+//! What stands behind the board when KVM drives it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::device::Nanos;
+use crate::host::console::OutputQueue;
+use crate::host::events::Wake;
+use crate::hv::Vm;
+use crate::hv::kvm::KvmVm;
+use crate::machine::Backplane;
+
+/// Interrupt lines to KVM, output to the console, deadlines to the supervising thread.
+pub(super) struct KvmBackplane {
+    vm: Arc<KvmVm>,
+    output: Option<Arc<OutputQueue>>,
+    wake: Wake,
+    /// Calls that the host refused: a guest's doing never ends the VM.
+    refused: AtomicU64,
+}
+
+impl KvmBackplane {
+    pub(super) fn new(vm: Arc<KvmVm>, output: Option<Arc<OutputQueue>>, wake: Wake) -> Self {
+        KvmBackplane { vm, output, wake, refused: AtomicU64::new(0) }
+    }
+}
+
+impl Backplane for KvmBackplane {
+    fn set_line(&self, gsi: u32, level: bool) {
+        if self.vm.set_line(gsi, level).is_err() {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[inline]
+    fn output(&self, _: &'static str, byte: u8) {
+        if let Some(queue) = &self.output {
+            queue.push(byte);
+        }
+    }
+
+    fn remap_page(&self, gpa: u64) {
+        if self.vm.remap_page(gpa).is_err() {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn deadline(&self, _: Nanos) {
+        self.wake.wake();
+    }
+}

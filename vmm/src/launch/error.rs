@@ -1,0 +1,74 @@
+//! Why a guest could not be run.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::boot::BootError;
+use crate::cpuid::CpuidError;
+use crate::hv::HvError;
+use crate::machine::BoardError;
+use crate::ram::RamError;
+use crate::script::RecordError;
+
+/// Why a guest could not be run, or not to its end. Never anything that the guest did.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// A file cannot be read.
+    #[error("{what} `{path}` cannot be read: {source}; name a file that is there and readable")]
+    File {
+        /// What it was to be.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// The image is none that can be booted.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// No guest memory.
+    #[error(transparent)]
+    Ram(#[from] RamError),
+    /// KVM.
+    #[error(transparent)]
+    Hv(#[from] HvError),
+    /// The CPU model asks for what is not there.
+    #[error(transparent)]
+    Cpuid(#[from] CpuidError),
+    /// The board.
+    #[error(transparent)]
+    Board(#[from] BoardError),
+    /// The serial port's other end.
+    #[error("serial output to {to} failed: {source}; choose another with --serial")]
+    Serial {
+        /// Where it goes.
+        to: String,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// No descriptor to wait with.
+    #[error(
+        "the host has no descriptor to wait for events with: {0}; close some, or raise the limit"
+    )]
+    Events(io::Error),
+    /// No thread for a vCPU.
+    #[error(
+        "the host has no thread for a vCPU: {0}; ask for fewer with --cpus, or raise the limit"
+    )]
+    Thread(io::Error),
+    /// The recording.
+    #[error(transparent)]
+    Trace(#[from] RecordError),
+}
+
+impl LaunchError {
+    /// Exit status for it: 2 for what was asked for wrongly or is missing, 14 for a host that
+    /// failed on the way.
+    pub fn status(&self) -> u8 {
+        match self {
+            LaunchError::Events(_) | LaunchError::Thread(_) | LaunchError::Board(_) => 14,
+            LaunchError::Hv(HvError::Call { .. }) => 14,
+            _ => 2,
+        }
+    }
+}

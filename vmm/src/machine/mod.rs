@@ -1,0 +1,482 @@
+//! The board: which devices where, their interrupt lines, and the answer to every exit.
+//!
+//! [`Machine::handle`] knows nothing of KVM. On its way an exit meets no allocation, no system
+//! call and one lock, the device's own.
+
+mod log;
+mod pc;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+pub use log::{ExitLog, Logged};
+pub use pc::{PcConfig, pc};
+
+use crate::access::{Access, Dir, IoError, Size};
+use crate::bus::{Bus, DeviceId, MapError, Route};
+use crate::device::{Action, Actions, At, Clock, Device, Env, Nanos, StateError};
+use crate::exit::{Entry, Exit, Stop, SystemEvent};
+use crate::ram::GuestRam;
+
+/// What the board needs of whoever drives it: KVM and the host, a recorder, a fuzzer.
+pub trait Backplane: Send + Sync {
+    /// The level of an interrupt line changed.
+    fn set_line(&self, gsi: u32, level: bool);
+
+    /// A byte leaves the machine through the host port of the device called `device`.
+    fn output(&self, device: &'static str, byte: u8);
+
+    /// The mapping of the page at `gpa` is to be dropped and made again.
+    fn remap_page(&self, gpa: u64);
+
+    /// A device wants [`Machine::advance`] to be called at this time, earlier than any it named
+    /// before.
+    fn deadline(&self, at: Nanos);
+}
+
+/// A backplane that leads nowhere: for boards in benches and tests that look at answers only.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Nowhere;
+
+impl Backplane for Nowhere {
+    fn set_line(&self, _: u32, _: bool) {}
+    fn output(&self, _: &'static str, _: u8) {}
+    fn remap_page(&self, _: u64) {}
+    fn deadline(&self, _: Nanos) {}
+}
+
+/// A clock that stands still until it is moved: for tests, fuzzing and replay.
+#[derive(Debug, Default)]
+pub struct ManualClock(AtomicU64);
+
+impl ManualClock {
+    /// Moves time forward, or nowhere if it would pass the end of time.
+    pub fn advance(&self, by: Nanos) {
+        let now = self.0.load(Ordering::Relaxed);
+        self.0.store(now.saturating_add(by), Ordering::Relaxed);
+    }
+
+    /// Sets the time; only a restored state makes it go back.
+    pub fn set(&self, to: Nanos) {
+        self.0.store(to, Ordering::Relaxed);
+    }
+}
+
+impl Clock for ManualClock {
+    fn now(&self) -> Nanos {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What belongs to one vCPU, or to whoever else hands exits to the board: nothing of it is shared.
+#[derive(Debug, Default)]
+pub struct Context {
+    actions: Actions,
+    /// RIP at the exit that is handed over next, if the driver knows it: for the log.
+    pub rip: Option<u64>,
+    /// The last exits.
+    pub log: ExitLog,
+    /// Accesses that no device took, by [`IoError`]'s place in [`IoError::ALL`].
+    pub faults: [u64; IoError::ALL.len()],
+}
+
+impl Context {
+    /// A context with nothing in it.
+    pub fn new() -> Context {
+        Context::default()
+    }
+
+    /// Actions that devices asked for beyond what one access may: 0 unless a device is wrong.
+    pub fn lost_actions(&self) -> u64 {
+        self.actions.lost
+    }
+}
+
+/// What the lock of one device guards.
+struct Inner {
+    device: Box<dyn Device>,
+    level: bool,
+}
+
+struct Slot {
+    name: &'static str,
+    gsi: Option<u32>,
+    inner: Mutex<Inner>,
+    /// The device's deadline, `u64::MAX` for none; read without its lock.
+    deadline: AtomicU64,
+}
+
+impl Slot {
+    #[inline]
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // A device that panicked is a bug that has been reported already; its registers are still
+        // registers, so the guest may go on until the VM is torn down.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+const NO_DEADLINE: u64 = u64::MAX;
+
+/// Why a board cannot be put together.
+#[derive(Debug, thiserror::Error)]
+pub enum BoardError {
+    /// A device's region has no place.
+    #[error("device `{device}`: {source}")]
+    Map {
+        /// The device.
+        device: &'static str,
+        /// What is wrong.
+        source: MapError,
+    },
+    /// Two devices of one name, or on one interrupt line.
+    #[error("device `{device}`: its {what} is taken by `{other}`; change one of them")]
+    Taken {
+        /// The device to be added.
+        device: &'static str,
+        /// What both claim.
+        what: &'static str,
+        /// The device that has it.
+        other: &'static str,
+    },
+    /// Bases and regions differ in number.
+    #[error("device `{device}` has {regions} regions and was given {bases} places")]
+    Bases {
+        /// The device.
+        device: &'static str,
+        /// Regions that it has.
+        regions: usize,
+        /// Places that it was given.
+        bases: usize,
+    },
+}
+
+/// A board: devices on a bus, RAM, a clock, and the backplane behind them.
+pub struct Machine {
+    bus: Bus,
+    slots: Vec<Slot>,
+    ram: GuestRam,
+    clock: Arc<dyn Clock>,
+    backplane: Arc<dyn Backplane>,
+}
+
+/// The state of every device, and the time.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct MachineState {
+    /// Time since the board was switched on.
+    pub now: Nanos,
+    /// Each device's name and state.
+    pub devices: Vec<(String, Vec<u8>)>,
+}
+
+impl Machine {
+    /// A board without devices.
+    pub fn new(ram: GuestRam, clock: Arc<dyn Clock>, backplane: Arc<dyn Backplane>) -> Machine {
+        Machine { bus: Bus::new(), slots: Vec::new(), ram, clock, backplane }
+    }
+
+    /// Puts a device on the board: one base address for each of its regions, and its line's GSI.
+    ///
+    /// # Errors
+    /// When the name, the line or an address is taken.
+    pub fn add(
+        &mut self,
+        device: Box<dyn Device>,
+        bases: &[u64],
+        gsi: Option<u32>,
+    ) -> Result<(), BoardError> {
+        let name = device.name();
+        let regions = device.regions();
+        if regions.len() != bases.len() {
+            let (regions, bases) = (regions.len(), bases.len());
+            return Err(BoardError::Bases { device: name, regions, bases });
+        }
+        for slot in &self.slots {
+            let other = slot.name;
+            if other == name {
+                return Err(BoardError::Taken { device: name, what: "name", other });
+            }
+            if gsi.is_some() && slot.gsi == gsi {
+                return Err(BoardError::Taken { device: name, what: "interrupt line", other });
+            }
+        }
+        let id = DeviceId::try_from(self.slots.len()).expect("a board has fewer than 2^16 devices");
+        for (index, (&region, &base)) in regions.iter().zip(bases).enumerate() {
+            let index = u8::try_from(index).expect("a device has fewer than 256 regions");
+            self.bus
+                .map(base, region, id, index)
+                .map_err(|source| BoardError::Map { device: name, source })?;
+        }
+        let deadline = AtomicU64::new(device.deadline().unwrap_or(NO_DEADLINE));
+        let inner = Mutex::new(Inner { device, level: false });
+        self.slots.push(Slot { name, gsi, inner, deadline });
+        Ok(())
+    }
+
+    /// Guest memory.
+    pub fn ram(&self) -> &GuestRam {
+        &self.ram
+    }
+
+    /// The address maps: what a fuzzer draws accesses from.
+    pub fn bus(&self) -> &Bus {
+        &self.bus
+    }
+
+    /// Names of the devices, in the order they were added.
+    pub fn devices(&self) -> impl Iterator<Item = &'static str> {
+        self.slots.iter().map(|s| s.name)
+    }
+
+    /// Time since the board was switched on.
+    pub fn now(&self) -> Nanos {
+        self.clock.now()
+    }
+
+    /// Answers one exit. Whatever the guest does, this returns, and does a bounded amount of work.
+    #[inline]
+    pub fn handle(&self, cx: &mut Context, exit: &Exit) -> Entry {
+        let entry = match exit {
+            Exit::Io(access) => self.access(cx, access),
+            exit => self.other(exit),
+        };
+        cx.log.push(exit, entry, cx.rip);
+        entry
+    }
+
+    #[inline]
+    fn access(&self, cx: &mut Context, access: &Access) -> Entry {
+        let mut stop = None;
+        let value = match self.bus.route(access) {
+            Route::To(id, at) => self.call(cx, id, at, access, &mut stop),
+            Route::Split(first) => self.split(cx, access, first, &mut stop),
+            Route::Nobody => self.nobody(cx, access),
+        };
+        match (stop, access.dir) {
+            (Some(stop), _) => Entry::Stop(stop),
+            (None, Dir::Read) => Entry::Read(value),
+            (None, Dir::Write(_)) => Entry::Resume,
+        }
+    }
+
+    /// One access to one device; returns what a read gives.
+    #[inline]
+    fn call(
+        &self,
+        cx: &mut Context,
+        id: DeviceId,
+        at: At,
+        access: &Access,
+        stop: &mut Option<Stop>,
+    ) -> u64 {
+        let slot = &self.slots[usize::from(id)];
+        let mut inner = slot.lock();
+        let mut env = Env::new(&*self.clock, &self.ram, &mut cx.actions);
+        let answer = match access.dir {
+            Dir::Read => inner.device.read(&mut env, at, access.size),
+            Dir::Write(v) => inner.device.write(&mut env, at, access.size, v).map(|()| 0),
+        };
+        self.settle(cx, slot, &mut inner, stop);
+        match answer {
+            Ok(value) => value & access.size.mask(),
+            Err(e) => {
+                cx.faults[e as usize] += 1;
+                access.size.mask()
+            }
+        }
+    }
+
+    /// An access in pieces, low address first, as a bridge to a narrower bus makes it.
+    #[cold]
+    fn split(
+        &self,
+        cx: &mut Context,
+        access: &Access,
+        first: Size,
+        stop: &mut Option<Stop>,
+    ) -> u64 {
+        let (mut value, mut done, mut size) = (0, 0, first);
+        let total = access.size.bytes();
+        loop {
+            let dir = match access.dir {
+                Dir::Read => Dir::Read,
+                Dir::Write(v) => Dir::Write(v >> (8 * done) & size.mask()),
+            };
+            // A piece that would pass the end of the address space starts again at its beginning,
+            // as a processor's 16-bit port number does; nothing is mapped where MMIO wraps.
+            let addr = access.addr.wrapping_add(done);
+            let piece = Access { addr, size, dir, ..*access };
+            match self.bus.route(&piece) {
+                Route::Split(narrower) => {
+                    size = narrower;
+                    continue;
+                }
+                Route::To(id, at) => value |= self.call(cx, id, at, &piece, stop) << (8 * done),
+                Route::Nobody => value |= self.nobody(cx, &piece) << (8 * done),
+            }
+            done += size.bytes();
+            if done >= total {
+                return value;
+            }
+            size = if total - done >= first.bytes() { first } else { Size::B1 };
+        }
+    }
+
+    #[inline]
+    fn nobody(&self, cx: &mut Context, access: &Access) -> u64 {
+        cx.faults[IoError::Unclaimed as usize] += 1;
+        access.size.mask()
+    }
+
+    /// After each call of a device: its line, its deadline, what it asked for.
+    #[inline]
+    fn settle(&self, cx: &mut Context, slot: &Slot, inner: &mut Inner, stop: &mut Option<Stop>) {
+        if let Some(gsi) = slot.gsi {
+            let level = inner.device.irq();
+            if level != inner.level {
+                inner.level = level;
+                // Told under the device's lock, so that two changes arrive in their order.
+                self.backplane.set_line(gsi, level);
+            }
+        }
+        let deadline = inner.device.deadline().unwrap_or(NO_DEADLINE);
+        let before = slot.deadline.load(Ordering::Relaxed);
+        if deadline != before {
+            slot.deadline.store(deadline, Ordering::Relaxed);
+            if deadline < before {
+                self.backplane.deadline(deadline);
+            }
+        }
+        if !cx.actions.is_empty() {
+            for action in cx.actions.drain() {
+                if let Some(s) = self.act(slot.name, action) {
+                    stop.get_or_insert(s);
+                }
+            }
+        }
+    }
+
+    fn act(&self, device: &'static str, action: Action) -> Option<Stop> {
+        match action {
+            Action::Output(byte) => self.backplane.output(device, byte),
+            Action::Exit(value) => return Some(Stop::Exit(value)),
+            Action::Reset => return Some(Stop::Reset),
+            Action::PowerOff => return Some(Stop::PowerOff),
+            Action::Sleep(state) => return Some(Stop::Sleep(state)),
+            Action::Line { gsi, level } => self.backplane.set_line(gsi, level),
+            Action::RemapPage(gpa) => self.backplane.remap_page(gpa),
+            // Nothing on this board hangs on either: A20 is always open, and a POST code is in
+            // the log of exits.
+            Action::Post(_) | Action::A20(_) => {}
+        }
+        None
+    }
+
+    #[cold]
+    fn other(&self, exit: &Exit) -> Entry {
+        let stop = match exit {
+            Exit::Interrupted | Exit::IrqWindow | Exit::SetTpr | Exit::BusLock => {
+                return Entry::Resume;
+            }
+            // No I/O APIC of ours sits behind a split irqchip, so no line waits for this EOI.
+            Exit::IoapicEoi(_) => return Entry::Resume,
+            // KVM_ENOSYS, as KVM itself answers a hypercall that it does not know (-1000).
+            Exit::Hypercall { .. } => return Entry::Read(-1000i64 as u64),
+            // No MSR belongs to the board.
+            Exit::Rdmsr { .. } | Exit::Wrmsr { .. } => return Entry::Fault,
+            // Without an interrupt controller nothing can wake the vCPU.
+            Exit::Hlt => Stop::Halted,
+            Exit::Shutdown => Stop::TripleFault,
+            Exit::SystemEvent(SystemEvent::Shutdown) => Stop::PowerOff,
+            Exit::SystemEvent(SystemEvent::Reset) => Stop::Reset,
+            Exit::SystemEvent(SystemEvent::Crash) => Stop::Crash,
+            Exit::Io(_)
+            | Exit::SystemEvent(SystemEvent::Other(_))
+            | Exit::InternalError { .. }
+            | Exit::FailEntry { .. }
+            | Exit::Debug { .. }
+            | Exit::MemoryFault { .. }
+            | Exit::DirtyRingFull
+            | Exit::Notify
+            | Exit::RunError(_)
+            | Exit::Unknown(_) => Stop::Unexpected,
+        };
+        Entry::Stop(stop)
+    }
+
+    /// The earliest time at which a device wants [`Machine::advance`]; takes no lock.
+    pub fn next_deadline(&self) -> Option<Nanos> {
+        let next = self.slots.iter().map(|s| s.deadline.load(Ordering::Relaxed)).min()?;
+        (next != NO_DEADLINE).then_some(next)
+    }
+
+    /// Time has passed: brings the devices up to now whose deadline has come. A stop is what one
+    /// of them asked for.
+    pub fn advance(&self, cx: &mut Context) -> Option<Stop> {
+        let now = self.clock.now();
+        let mut stop = None;
+        for slot in &self.slots {
+            if slot.deadline.load(Ordering::Relaxed) <= now {
+                let mut inner = slot.lock();
+                inner.device.advance(&mut Env::new(&*self.clock, &self.ram, &mut cx.actions));
+                self.settle(cx, slot, &mut inner, &mut stop);
+            }
+        }
+        stop
+    }
+
+    fn slot(&self, name: &str) -> Option<&Slot> {
+        self.slots.iter().find(|s| s.name == name)
+    }
+
+    /// Host input for the device called `name`: how many bytes it took. `None` if there is no such
+    /// device.
+    pub fn input(&self, cx: &mut Context, name: &str, bytes: &[u8]) -> Option<usize> {
+        let slot = self.slot(name)?;
+        let mut inner = slot.lock();
+        let mut env = Env::new(&*self.clock, &self.ram, &mut cx.actions);
+        let taken = inner.device.input(&mut env, bytes);
+        let mut stop = None;
+        self.settle(cx, slot, &mut inner, &mut stop);
+        debug_assert_eq!(stop, None, "input alone does not end a VM");
+        Some(taken)
+    }
+
+    /// How many bytes of host input the device called `name` has room for.
+    pub fn input_room(&self, name: &str) -> Option<usize> {
+        Some(self.slot(name)?.lock().device.input_room())
+    }
+
+    /// Resets every device. RAM keeps its contents, as under a PC's reset line.
+    pub fn reset(&self, cx: &mut Context) {
+        for slot in &self.slots {
+            let mut inner = slot.lock();
+            inner.device.reset(&mut Env::new(&*self.clock, &self.ram, &mut cx.actions));
+            self.settle(cx, slot, &mut inner, &mut None);
+        }
+    }
+
+    /// The state of every device. The vCPUs must not run.
+    pub fn save(&self) -> MachineState {
+        let device = |s: &Slot| (s.name.to_owned(), s.lock().device.save());
+        MachineState { now: self.clock.now(), devices: self.slots.iter().map(device).collect() }
+    }
+
+    /// Takes up a saved state; the caller has set the clock to its time. The vCPUs must not run.
+    ///
+    /// # Errors
+    /// When a device refuses its state, or the boards differ; devices before it are changed.
+    pub fn restore(&self, cx: &mut Context, state: &MachineState) -> Result<(), StateError> {
+        for slot in &self.slots {
+            let missing = || StateError { device: slot.name, what: "is missing".to_owned() };
+            let (_, bytes) =
+                state.devices.iter().find(|(name, _)| name == slot.name).ok_or_else(missing)?;
+            let mut inner = slot.lock();
+            inner.device.restore(bytes)?;
+            self.settle(cx, slot, &mut inner, &mut None);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

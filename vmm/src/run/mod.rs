@@ -1,0 +1,173 @@
+//! vCPU threads: how they run, how one is asked to stop, and what is known of each at the end.
+
+pub mod report;
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use crate::cpu::RFLAGS_IF;
+use crate::exit::{Entry, Exit, Stop};
+use crate::hv::{Activity, Kick, Vcpu};
+use crate::machine::Context;
+use report::VcpuReport;
+
+/// Answers the exits of a vCPU: the machine, or a recorder before it.
+pub trait Handler: Sync {
+    /// The answer to `exit` of vCPU `index`.
+    fn handle(&self, cx: &mut Context, index: usize, exit: &Exit) -> Entry;
+}
+
+/// How a VM ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// How.
+    pub stop: Stop,
+    /// Whose exit it was, if a vCPU's.
+    pub vcpu: Option<usize>,
+}
+
+/// What other threads see of one vCPU; alone on its cache line.
+#[derive(Debug)]
+#[repr(align(64))]
+struct Seat<K> {
+    kicker: OnceLock<K>,
+    exits: AtomicU64,
+    /// The probe that it answered last.
+    probed: AtomicU32,
+    /// Whether nothing could wake it then.
+    dead: AtomicBool,
+}
+
+/// What the threads of a VM have in common.
+pub struct Control<K> {
+    ending: AtomicBool,
+    ended: OnceLock<Ended>,
+    probe: AtomicU32,
+    seats: Vec<Seat<K>>,
+    wake: Box<dyn Fn() + Send + Sync>,
+}
+
+impl<K: Kick> Control<K> {
+    /// For `cpus` vCPUs; `wake` tells the supervising thread that the VM ended.
+    pub fn new(cpus: usize, wake: Box<dyn Fn() + Send + Sync>) -> Control<K> {
+        let seat = |_| Seat {
+            kicker: OnceLock::new(),
+            exits: AtomicU64::new(0),
+            probed: AtomicU32::new(0),
+            dead: AtomicBool::new(false),
+        };
+        Control {
+            ending: AtomicBool::new(false),
+            ended: OnceLock::new(),
+            probe: AtomicU32::new(0),
+            seats: (0..cpus).map(seat).collect(),
+            wake,
+        }
+    }
+
+    /// Ends the VM. The first call says how.
+    pub fn end(&self, vcpu: Option<usize>, stop: Stop) {
+        // A second ending comes too late to be told.
+        let _ = self.ended.set(Ended { stop, vcpu });
+        self.ending.store(true, Ordering::SeqCst);
+        self.kick_all();
+        (self.wake)();
+    }
+
+    /// How the VM ended, once it has.
+    pub fn ended(&self) -> Option<Ended> {
+        self.ended.get().copied()
+    }
+
+    /// Whether the vCPUs are on their way out.
+    #[inline]
+    pub fn ending(&self) -> bool {
+        self.ending.load(Ordering::SeqCst)
+    }
+
+    fn kick_all(&self) {
+        for seat in &self.seats {
+            if let Some(kicker) = seat.kicker.get() {
+                kicker.kick();
+            }
+        }
+    }
+
+    /// Exits of all vCPUs so far.
+    pub fn exits(&self) -> u64 {
+        self.seats.iter().map(|s| s.exits.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Asks every vCPU whether anything could wake it; they answer one after the other.
+    pub fn start_probe(&self) {
+        self.probe.fetch_add(1, Ordering::SeqCst);
+        self.kick_all();
+    }
+
+    /// The answer to the last probe: `None` while one is missing, else whether all are halted with
+    /// interrupts off or wait for a SIPI that nobody can send. An NMI could still wake one, but
+    /// only another vCPU would send it, or a watchdog that this board does not have.
+    pub fn all_dead(&self) -> Option<bool> {
+        let probe = self.probe.load(Ordering::SeqCst);
+        let answered = |s: &Seat<K>| s.probed.load(Ordering::SeqCst) == probe;
+        self.seats
+            .iter()
+            .all(answered)
+            .then(|| self.seats.iter().all(|s| s.dead.load(Ordering::SeqCst)))
+    }
+
+    /// After an interruption: answers the probe, if that was it.
+    #[cold]
+    fn attend<V: Vcpu>(&self, index: usize, vcpu: &V) {
+        let probe = self.probe.load(Ordering::SeqCst);
+        let seat = &self.seats[index];
+        if seat.probed.load(Ordering::SeqCst) == probe {
+            return;
+        }
+        let dead = match vcpu.activity() {
+            Ok(Activity::WaitForSipi) => true,
+            Ok(Activity::Halted) => vcpu.state().is_ok_and(|s| s.rflags & RFLAGS_IF == 0),
+            _ => false,
+        };
+        seat.dead.store(dead, Ordering::SeqCst);
+        seat.probed.store(probe, Ordering::SeqCst);
+    }
+
+    /// Runs a vCPU on the calling thread until the VM ends; gives what is to be told of it if the
+    /// end wants a report.
+    pub fn run<V: Vcpu<Kicker = K>>(
+        &self,
+        index: usize,
+        vcpu: &mut V,
+        cx: &mut Context,
+        handler: &impl Handler,
+        ram: &crate::ram::GuestRam,
+    ) -> Option<VcpuReport> {
+        let seat = &self.seats[index];
+        // A kick that came before the vCPU had a kicker is not lost: `ending` is read after this.
+        let first = seat.kicker.set(vcpu.bind());
+        assert!(first.is_ok(), "vCPU {index} runs on two threads");
+        let mut entry = Entry::Resume;
+        while !self.ending() {
+            let exit = vcpu.run(entry);
+            if exit == Exit::Interrupted {
+                // Not the guest's doing: it is neither counted nor logged.
+                self.attend(index, vcpu);
+                entry = Entry::Resume;
+                continue;
+            }
+            seat.exits.fetch_add(1, Ordering::Relaxed);
+            cx.rip = vcpu.synced_rip();
+            entry = handler.handle(cx, index, &exit);
+            if let Entry::Stop(stop) = entry {
+                self.end(Some(index), stop);
+            }
+        }
+        self.ended()
+            .filter(|ended| ended.stop.wants_report())
+            .map(|_| VcpuReport::new(index, vcpu, cx, ram))
+    }
+}
+
+#[cfg(test)]
+mod tests;
