@@ -3,7 +3,7 @@
 //! A vCPU leaves guest mode with an exit; the board answers with an entry. Nothing on the board's
 //! side of that line knows about KVM, so the same devices are reached by a guest, a unit test, a
 //! fuzzer, a benchmark and a replayed recording. From the inside out, and an arrow never points
-//! outward: [`access`], [`ram`], [`device`], [`chips`], [`bus`], [`machine`], script, [`boot`],
+//! outward: [`access`], [`ram`], [`device`], [`chips`], [`bus`], [`machine`], [`script`], [`boot`],
 //! [`hv`], [`run`], [`host`].
 
 pub mod access;
@@ -20,4 +20,5 @@ pub mod laws;
 pub mod machine;
 pub mod ram;
 pub mod run;
+pub mod script;
 pub mod state;

@@ -7,6 +7,7 @@
 //!
 //! The windows are no memory: an access there leaves the guest as an MMIO exit.
 
+use std::fmt;
 use std::sync::Arc;
 
 use vm_memory::bitmap::AtomicBitmap;
@@ -120,10 +121,20 @@ pub struct RamRange {
     pub len: u64,
 }
 
+/// Who is told of the memory that devices read and write: a recorder, or a replay.
+pub trait RamTap: Send + Sync + fmt::Debug {
+    /// `bytes` were read at `addr`. What the tap leaves in them is what the reader gets.
+    fn read(&self, addr: u64, bytes: &mut [u8]);
+
+    /// `bytes` were written at `addr`.
+    fn wrote(&self, addr: u64, bytes: &[u8]);
+}
+
 /// The memory of one guest. Clones share it.
 #[derive(Clone, Debug)]
 pub struct GuestRam {
     mem: Arc<GuestMemoryMmap<AtomicBitmap>>,
+    tap: Option<Arc<dyn RamTap>>,
     size: u64,
     backing: Backing,
 }
@@ -162,7 +173,13 @@ impl GuestRam {
             layout(size, backing).into_iter().map(map).collect::<Result<Vec<_>, RamError>>()?;
         let mem = GuestMemoryMmap::from_regions(regions)
             .map_err(|source| RamError::Layout { size, source })?;
-        Ok(GuestRam { mem: Arc::new(mem), size, backing })
+        Ok(GuestRam { mem: Arc::new(mem), tap: None, size, backing })
+    }
+
+    /// The same memory, with `tap` told of what [`GuestRam::read`] and [`GuestRam::write`] do
+    /// through this handle and its clones. Other handles, and [`GuestRam::memory`], go past it.
+    pub fn with_tap(&self, tap: Arc<dyn RamTap>) -> GuestRam {
+        GuestRam { tap: Some(tap), ..self.clone() }
     }
 
     /// Memory offered to the guest, in bytes.
@@ -196,7 +213,11 @@ impl GuestRam {
     /// When a byte of it is not RAM; `buf`'s contents are then unspecified.
     pub fn read(&self, addr: u64, buf: &mut [u8]) -> Result<(), OutOfRam> {
         let len = buf.len() as u64;
-        self.mem.read_slice(buf, GuestAddress(addr)).map_err(|_| OutOfRam { addr, len })
+        self.mem.read_slice(buf, GuestAddress(addr)).map_err(|_| OutOfRam { addr, len })?;
+        if let Some(tap) = &self.tap {
+            tap.read(addr, buf);
+        }
+        Ok(())
     }
 
     /// Writes `buf` into guest memory and marks its pages dirty. Writes all of it or nothing.
@@ -208,7 +229,11 @@ impl GuestRam {
         if !self.contains(addr, len) {
             return Err(OutOfRam { addr, len });
         }
-        self.mem.write_slice(buf, GuestAddress(addr)).map_err(|_| OutOfRam { addr, len })
+        self.mem.write_slice(buf, GuestAddress(addr)).map_err(|_| OutOfRam { addr, len })?;
+        if let Some(tap) = &self.tap {
+            tap.wrote(addr, buf);
+        }
+        Ok(())
     }
 
     /// Reads a little-endian u32.

@@ -1,0 +1,302 @@
+//! A board that operations are played on, one after the other.
+
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::{Answer, BoardSpec, Effect, Op};
+use crate::access::IoError;
+use crate::device::{Clock, Nanos};
+use crate::machine::{
+    Backplane, BoardError, Context, Machine, MachineState, ManualClock, PcConfig, pc,
+};
+use crate::ram::{Backing, GuestRam, PAGE, RamError, RamTap};
+use crate::state;
+
+/// Builds a board.
+pub type Build<'a> = &'a dyn Fn(
+    &BoardSpec,
+    GuestRam,
+    Arc<dyn Clock>,
+    Arc<dyn Backplane>,
+) -> Result<Machine, BuildError>;
+
+/// Why a script's board cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// This VMM has no such kind of machine.
+    #[error("this VMM has no machine of kind `{0}`; it has `pc`")]
+    Kind(String),
+    /// The host gives no such memory.
+    #[error(transparent)]
+    Ram(#[from] RamError),
+    /// The board cannot be put together.
+    #[error(transparent)]
+    Board(#[from] BoardError),
+}
+
+/// The boards that the `vmm` program has: a [`Build`].
+///
+/// # Errors
+/// When there is no such kind, or the board cannot be put together.
+pub fn board(
+    spec: &BoardSpec,
+    ram: GuestRam,
+    clock: Arc<dyn Clock>,
+    backplane: Arc<dyn Backplane>,
+) -> Result<Machine, BuildError> {
+    match spec.kind.as_str() {
+        "pc" => {
+            let config = PcConfig { cpus: spec.cpus, unix_time: spec.unix_time };
+            Ok(pc(&config, ram, clock, backplane)?)
+        }
+        kind => Err(BuildError::Kind(kind.to_owned())),
+    }
+}
+
+/// How one operation ended, and what came of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// The answer.
+    pub answer: Answer,
+    /// What reached the backplane, in order.
+    pub effects: Vec<Effect>,
+}
+
+/// The board after the last operation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct End {
+    /// State of every device, and the time.
+    pub state: MachineState,
+    /// Each page that devices or `ram` operations wrote, and a hash of what it holds.
+    pub ram: Vec<(u64, u64)>,
+    /// Accesses that no device took, by [`IoError`]'s place in [`IoError::ALL`].
+    pub faults: [u64; IoError::ALL.len()],
+    /// Actions that devices asked for beyond what one access may.
+    pub lost_actions: u64,
+}
+
+/// Memory that changes while a device reads it, as a script has it.
+#[derive(Debug)]
+struct LateRam {
+    ram: GuestRam,
+    late: Mutex<Late>,
+}
+
+#[derive(Debug, Default)]
+struct Late {
+    /// Reads and writes by devices since the operation began.
+    accesses: u32,
+    /// What changes after how many of them.
+    changes: Vec<(u32, u64, Vec<u8>)>,
+}
+
+impl LateRam {
+    fn lock(&self) -> MutexGuard<'_, Late> {
+        self.late.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An operation begins: its changes are those that stood before it.
+    fn begin(&self, changes: Vec<(u32, u64, Vec<u8>)>) {
+        *self.lock() = Late { accesses: 0, changes };
+    }
+
+    /// Makes the changes that are due; whether there was one.
+    fn make(&self, late: &mut Late) -> bool {
+        let before = late.changes.len();
+        let now = late.accesses;
+        late.changes.retain(|(after, addr, bytes)| {
+            if *after > now {
+                return true;
+            }
+            // Whether it lies in RAM was looked at when the operation was read.
+            let _ = self.ram.write(*addr, bytes);
+            false
+        });
+        late.changes.len() != before
+    }
+}
+
+impl RamTap for LateRam {
+    fn read(&self, addr: u64, bytes: &mut [u8]) {
+        let mut late = self.lock();
+        if !late.changes.is_empty() && self.make(&mut late) {
+            // The range was RAM a moment ago, and RAM does not go away.
+            let _ = self.ram.read(addr, bytes);
+        }
+        late.accesses = late.accesses.saturating_add(1);
+    }
+
+    fn wrote(&self, _: u64, _: &[u8]) {
+        let mut late = self.lock();
+        late.accesses = late.accesses.saturating_add(1);
+    }
+}
+
+/// Keeps what reaches the backplane.
+#[derive(Debug, Default)]
+struct Sink(Mutex<Kept>);
+
+#[derive(Debug, Default)]
+struct Kept {
+    effects: Vec<Effect>,
+    levels: BTreeMap<u32, bool>,
+    /// A board that is as new takes up a state: it tells levels and deadlines that are known.
+    restoring: bool,
+}
+
+impl Sink {
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Backplane for Sink {
+    fn set_line(&self, gsi: u32, level: bool) {
+        let mut kept = self.lock();
+        let before = kept.levels.insert(gsi, level).unwrap_or(false);
+        if !kept.restoring || before != level {
+            kept.effects.push(Effect::Line { gsi, level });
+        }
+    }
+
+    fn output(&self, device: &'static str, byte: u8) {
+        self.lock().effects.push(Effect::Output { device: device.to_owned(), byte });
+    }
+
+    fn remap_page(&self, gpa: u64) {
+        self.lock().effects.push(Effect::Remap(gpa));
+    }
+
+    fn deadline(&self, at: Nanos) {
+        let mut kept = self.lock();
+        if !kept.restoring {
+            kept.effects.push(Effect::Deadline(at));
+        }
+    }
+}
+
+/// A board that operations are played on.
+pub struct Player<'a> {
+    build: Build<'a>,
+    spec: BoardSpec,
+    machine: Machine,
+    cx: Context,
+    /// Without the tap.
+    ram: GuestRam,
+    late: Arc<LateRam>,
+    clock: Arc<ManualClock>,
+    sink: Arc<Sink>,
+    changes: Vec<(u32, u64, Vec<u8>)>,
+    refusal: Option<String>,
+}
+
+impl<'a> Player<'a> {
+    /// A board as `spec` has it, just switched on.
+    ///
+    /// # Errors
+    /// When it cannot be built.
+    pub fn new(spec: &BoardSpec, build: Build<'a>) -> Result<Player<'a>, BuildError> {
+        let ram = GuestRam::new(spec.memory, Backing::Auto)?;
+        let late = Arc::new(LateRam { ram: ram.clone(), late: Mutex::default() });
+        let (clock, sink) = (Arc::new(ManualClock::default()), Arc::new(Sink::default()));
+        let machine = build(spec, ram.with_tap(late.clone()), clock.clone(), sink.clone())?;
+        let spec = spec.clone();
+        let (cx, changes, refusal) = (Context::new(), Vec::new(), None);
+        Ok(Player { build, spec, machine, cx, ram, late, clock, sink, changes, refusal })
+    }
+
+    /// The board.
+    pub fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
+    /// What the exits were handed over with.
+    pub fn context(&self) -> &Context {
+        &self.cx
+    }
+
+    /// Why the last operation that was answered [`Answer::Refused`] was.
+    pub fn refusal(&self) -> Option<&str> {
+        self.refusal.as_deref()
+    }
+
+    /// Does one operation.
+    pub fn step(&mut self, op: &Op) -> Outcome {
+        if !matches!(op, Op::Ram { .. }) {
+            self.late.begin(std::mem::take(&mut self.changes));
+        }
+        let answer = self.answer(op).unwrap_or_else(|refusal| {
+            self.refusal = Some(refusal);
+            Answer::Refused
+        });
+        let effects = std::mem::take(&mut self.sink.lock().effects);
+        Outcome { answer, effects }
+    }
+
+    fn answer(&mut self, op: &Op) -> Result<Answer, String> {
+        match op {
+            Op::Exit { exit, .. } => return Ok(self.machine.handle(&mut self.cx, exit).into()),
+            Op::Ram { addr, bytes, after: 0 } => {
+                self.ram.write(*addr, bytes).map_err(|e| e.to_string())?;
+            }
+            Op::Ram { addr, bytes, after } => {
+                if !self.ram.contains(*addr, bytes.len() as u64) {
+                    return Err(format!("guest-physical {addr:#x} is not RAM"));
+                }
+                self.changes.push((*after, *addr, bytes.clone()));
+            }
+            Op::Input { device, bytes } => {
+                let taken = self.machine.input(&mut self.cx, device, bytes);
+                let taken = taken.ok_or_else(|| format!("this board has no device `{device}`"))?;
+                return Ok(Answer::Value(taken as u64));
+            }
+            Op::Advance(by) => self.clock.advance(*by),
+            Op::Timer => {
+                let stop = self.machine.advance(&mut self.cx);
+                return Ok(stop.map_or(Answer::Ok, Answer::Stop));
+            }
+            Op::SaveRestore => self.save_restore()?,
+            Op::Reset => self.machine.reset(&mut self.cx),
+        }
+        Ok(Answer::Ok)
+    }
+
+    fn save_restore(&mut self) -> Result<(), String> {
+        // Through bytes, as a snapshot goes.
+        let bytes = state::encode(&self.machine.save());
+        let state: MachineState = state::decode("machine", &bytes).map_err(|e| e.to_string())?;
+        let ram = self.ram.with_tap(self.late.clone());
+        let fresh = (self.build)(&self.spec, ram, self.clock.clone(), self.sink.clone())
+            .map_err(|e| e.to_string())?;
+        self.sink.lock().restoring = true;
+        let restored = fresh.restore(&mut self.cx, &state);
+        self.sink.lock().restoring = false;
+        restored.map_err(|e| e.to_string())?;
+        let again = fresh.save();
+        self.machine = fresh;
+        match state.devices.iter().zip(&again.devices).find(|(old, new)| old != new) {
+            Some(((name, _), _)) => Err(format!("device `{name}` saves another state than it had")),
+            None => Ok(()),
+        }
+    }
+
+    /// The board as it is now; pages that were written are told once.
+    pub fn end(&mut self) -> End {
+        let mut ram = Vec::new();
+        let mut page = [0; PAGE as usize];
+        self.ram.take_dirty(|addr| {
+            // A page that was written is RAM.
+            let _ = self.ram.read(addr, &mut page);
+            let mut hasher = DefaultHasher::new();
+            page.hash(&mut hasher);
+            ram.push((addr, hasher.finish()));
+        });
+        End {
+            state: self.machine.save(),
+            ram,
+            faults: self.cx.faults,
+            lost_actions: self.cx.lost_actions(),
+        }
+    }
+}
