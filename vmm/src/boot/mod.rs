@@ -78,7 +78,7 @@ pub enum RamState {
 pub struct Request<'a> {
     /// The image's bytes.
     pub image: &'a [u8],
-    /// Its name, for errors and the guest's argv[0].
+    /// Its name, for errors and as the guest's `argv[0]`.
     pub name: &'a str,
     /// How it is to be entered.
     pub protocol: Protocol,

@@ -10,6 +10,7 @@ pub mod fw_cfg;
 pub mod i8042;
 pub mod post;
 pub mod resets;
+pub mod rtc;
 pub mod shutdown;
 pub mod testdev;
 pub mod uart;

@@ -92,7 +92,7 @@ fn the_divisor_is_behind_dlab_and_0_is_safe() {
 
 #[test]
 fn reading_iir_takes_the_thre_interrupt_back() {
-    // 8.5, table IV: reset by reading IIR, if it is the source, or writing THR.
+    // 8.6, table IV: reset by reading IIR, if it is the source, or writing THR.
     let mut s = bench();
     write(&mut s, MCR, MCR_OUT2);
     write(&mut s, IER, IER_THRE);
@@ -237,7 +237,7 @@ fn a_slower_line_does_not_take_a_time_out_back() {
 
 #[test]
 fn loop_back_connects_the_modem_lines() {
-    // 8.6, bit 4; MSR upper half: CTS, DSR, RI, DCD.
+    // 8.8, bit 4; MSR upper half: CTS, DSR, RI, DCD.
     let mut s = bench();
     write(&mut s, MCR, MCR_LOOP);
     read(&mut s, MSR);
