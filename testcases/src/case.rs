@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use crate::need::Need;
 use crate::status::VmmEnd;
-use crate::units;
+use vmm::units;
 
 /// How long a case may run if it does not say: enough for any single test, short enough that a hang
 /// is noticed.

@@ -23,5 +23,4 @@ pub mod schedule;
 pub mod select;
 pub mod status;
 pub mod transcript;
-pub mod units;
 pub mod verdict;

@@ -18,7 +18,9 @@
 use std::fmt;
 
 use crate::facts::{HostFacts, KvmFlavour};
-use crate::{nearest, units};
+use vmm::units;
+
+use crate::nearest;
 
 /// One need of a case.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize)]

@@ -18,8 +18,8 @@ use crate::process::{self, Ended, Stream};
 use crate::require::Require;
 use crate::schedule::Schedule;
 use crate::transcript::{Measured, Transcript};
-use crate::units;
 use crate::verdict::{Outcome, Verdict, verdict};
+use vmm::units;
 
 /// How much longer than the guest's time the VMM's process may take: to set up, to notice the timeout
 /// itself and to write its report; for [`Setup::grace`].

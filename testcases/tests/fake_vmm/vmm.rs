@@ -34,7 +34,7 @@ fn main() {
             let (count, dir) = cmdline.split_once(' ').expect("a count and a directory");
             let count = count.parse().expect("a count");
             std::fs::write(format!("{dir}/{}", std::process::id()), "").expect("a file");
-            let until = Instant::now() + testcases::units::duration(&timeout).expect("a time");
+            let until = Instant::now() + vmm::units::duration(&timeout).expect("a time");
             while std::fs::read_dir(dir).expect("a directory").count() < count {
                 if Instant::now() >= until {
                     let _ = std::fs::remove_file(format!("{dir}/{}", std::process::id()));
