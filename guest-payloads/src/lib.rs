@@ -1,2 +1,3 @@
-//! Bare-metal guest payloads.
+//! Bare-metal guest payloads, one binary an area under `src/bin`. What they share is in
+//! `payload-rt`; this library is empty.
 #![no_std]

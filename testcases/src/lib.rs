@@ -1,1 +1,26 @@
-//! What is tested: declarative cases, and the runner.
+//! What is tested: declarative cases by area, and the runner.
+//!
+//! A case ([`case`]) is a TOML file that names a test of a payload, the machine it runs on, what it
+//! needs of the host ([`need`], [`facts`]) and the outcome that is right. [`load`] reads the cases and
+//! checks them against the payloads; [`select`] chooses; [`runner`] runs each in a process of its
+//! own ([`process`]), as many side by side as fit ([`schedule`]); [`transcript`] reads what the guest
+//! says and [`verdict`] judges; [`report`] tells people, CI systems and programs.
+
+pub mod bounded;
+pub mod caps;
+pub mod case;
+pub mod facts;
+pub mod linux;
+pub mod load;
+pub mod nearest;
+pub mod need;
+pub mod process;
+pub mod program;
+pub mod report;
+pub mod require;
+pub mod runner;
+pub mod schedule;
+pub mod select;
+pub mod status;
+pub mod transcript;
+pub mod verdict;

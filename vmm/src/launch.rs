@@ -13,7 +13,7 @@ pub use error::LaunchError;
 pub use serial::Serial;
 
 use crate::boot::{self, Module, Protocol};
-use crate::cpuid::CpuModel;
+use crate::cpuid::{CpuModel, Topology};
 use crate::device::Clock;
 use crate::exit::{Entry, Exit};
 use crate::host::clock::HostClock;
@@ -165,10 +165,8 @@ fn prepare(options: &Options) -> Result<Prepared, LaunchError> {
         .collect::<Result<Vec<_>, LaunchError>>()?;
     let host = Host::open(&options.kvm)?;
     let ram = GuestRam::new(options.memory, options.backing)?;
-    let modules: Vec<_> = modules
-        .iter()
-        .map(|(name, bytes, cmdline)| Module { name, bytes, cmdline })
-        .collect();
+    let modules: Vec<_> =
+        modules.iter().map(|(name, bytes, cmdline)| Module { name, bytes, cmdline }).collect();
     let name = file_name(&options.kernel);
     let loaded = boot::load(&boot::Request {
         protocol: options.protocol,
@@ -181,10 +179,11 @@ fn prepare(options: &Options) -> Result<Prepared, LaunchError> {
     vm.set_memory(ram.clone())?;
     let supported = host.supported_cpuid()?;
     let cpus = options.vm.cpus;
+    let topology = Topology::flat(cpus);
     let mut vcpus = Vec::with_capacity(cpus as usize);
     for index in 0..cpus {
-        let mut vcpu = vm.create_vcpu(index)?;
-        vcpu.set_cpuid(&options.cpu.apply(&supported, index, cpus)?)?;
+        let mut vcpu = vm.create_vcpu(topology.apic_id(index))?;
+        vcpu.set_cpuid(&options.cpu.apply(&supported, index, &topology)?)?;
         vcpus.push(vcpu);
     }
     if let Some(first) = vcpus.first_mut() {

@@ -183,7 +183,8 @@ impl<D: Device> Subject<D> {
         same(Law::Reset, after, &new.run(after)?.trace, &old.trace[before.len() + 1..])
     }
 
-    /// [`Law::Late`]: a board that tells the time at every turn, and one that never does.
+    /// [`Law::Late`]: a board that tells the time at every turn, and one that does only at last;
+    /// then both must have the same state.
     ///
     /// # Errors
     /// The law that is broken.
@@ -211,7 +212,7 @@ impl<D: Device> Subject<D> {
         let told = |s: &mut Session<D>| {
             s.apply(&Op::Advance(0))?;
             let actions = s.trace.iter().flat_map(|step| step.actions.clone()).collect::<Vec<_>>();
-            Ok::<_, Violation>((s.device.irq(), s.device.deadline(), actions))
+            Ok::<_, Violation>((s.device.irq(), s.device.deadline(), actions, s.device.save()))
         };
         let (e, l) = (told(&mut eager)?, told(&mut late)?);
         if e == l {

@@ -4,7 +4,7 @@
 //! side of that line knows about KVM, so the same devices are reached by a guest, a unit test, a
 //! fuzzer, a benchmark and a replayed recording. From the inside out, and an arrow never points
 //! outward: [`access`], [`ram`], [`device`], [`chips`], [`bus`], [`machine`], [`script`], [`boot`],
-//! [`hv`], [`run`], [`host`].
+//! [`hv`], [`run`], [`host`], [`launch`].
 
 pub mod access;
 pub mod boot;
@@ -16,9 +16,12 @@ pub mod device;
 pub mod exit;
 pub mod host;
 pub mod hv;
+pub mod launch;
 pub mod laws;
 pub mod machine;
+pub mod payload;
 pub mod ram;
 pub mod run;
 pub mod script;
 pub mod state;
+pub mod units;

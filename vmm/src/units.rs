@@ -13,11 +13,8 @@ pub struct UnitError(String);
 ///
 /// No number, another unit, or a value beyond 64 bits of milliseconds.
 pub fn duration(text: &str) -> Result<Duration, UnitError> {
-    let wrong = || {
-        UnitError(format!(
-            "`{text}` is no duration: write a number and ms, s or m, like 10s"
-        ))
-    };
+    let wrong =
+        || UnitError(format!("`{text}` is no duration: write a number and ms, s or m, like 10s"));
     let (number, unit) = split(text).ok_or_else(wrong)?;
     let millis = match unit {
         "ms" => Some(number),
@@ -31,11 +28,7 @@ pub fn duration(text: &str) -> Result<Duration, UnitError> {
 /// Writes a duration the way [`duration`] reads it, rounded down to the millisecond.
 pub fn show_duration(d: Duration) -> String {
     let millis = d.as_millis();
-    if millis.is_multiple_of(1000) {
-        format!("{}s", millis / 1000)
-    } else {
-        format!("{millis}ms")
-    }
+    if millis.is_multiple_of(1000) { format!("{}s", millis / 1000) } else { format!("{millis}ms") }
 }
 
 /// Reads a whole number of bytes followed by `K`, `M` or `G` (powers of 1024), such as `256M`.
@@ -44,11 +37,8 @@ pub fn show_duration(d: Duration) -> String {
 ///
 /// No number, no such unit, or a value beyond 64 bits.
 pub fn size(text: &str) -> Result<u64, UnitError> {
-    let wrong = || {
-        UnitError(format!(
-            "`{text}` is no size: write a number and K, M or G, like 256M"
-        ))
-    };
+    let wrong =
+        || UnitError(format!("`{text}` is no size: write a number and K, M or G, like 256M"));
     let (number, unit) = split(text).ok_or_else(wrong)?;
     let shift = match unit {
         "K" => 10,
@@ -76,16 +66,7 @@ mod tests {
         }
         assert_eq!(show_duration(Duration::from_millis(10_000)), "10s");
         assert_eq!(show_duration(Duration::from_millis(1500)), "1500ms");
-        for bad in [
-            "",
-            "10",
-            "s",
-            "10 s",
-            "-1s",
-            "1h",
-            "1.5s",
-            "18446744073709551615m",
-        ] {
+        for bad in ["", "10", "s", "10 s", "-1s", "1h", "1.5s", "18446744073709551615m"] {
             let error = duration(bad).unwrap_err().to_string();
             assert!(error.contains("is no duration"), "{bad}: {error}");
         }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::ram::{GuestRam, HOLE_END, VGA_END, VGA_START};
+use crate::ram::{GuestRam, HOLE_END, RamRange, VGA_END, VGA_START};
 
 /// End of conventional memory that a guest may use: the extended BIOS data area begins here.
 pub const EBDA_START: u64 = 0x9_fc00;
@@ -65,19 +65,18 @@ impl MemRange {
 /// The runs of RAM a loader may write to, lowest first: RAM without the VGA window, which huge
 /// pages make part of a region though no guest sees it.
 pub(super) fn ram_runs(ram: &GuestRam) -> Vec<(u64, u64)> {
-    let mut runs: Vec<(u64, u64)> = Vec::with_capacity(4);
-    for range in ram.ranges() {
-        let end = range.start + range.len;
-        for (start, end) in [(range.start, end.min(VGA_START)), (range.start.max(VGA_END), end)] {
-            match runs.last_mut() {
-                _ if start >= end => {}
-                // The two halves of a region that does not meet the window are the same run.
-                Some(last) if last.1 >= end => {}
-                _ => runs.push((start, end)),
-            }
-        }
-    }
-    runs
+    runs(ram.ranges())
+}
+
+fn runs(ranges: impl Iterator<Item = RamRange>) -> Vec<(u64, u64)> {
+    // A range's parts below and above the window; either may be empty, or be the range.
+    ranges
+        .flat_map(|r| {
+            let end = r.start + r.len;
+            [(r.start, end.min(VGA_START)), (r.start.max(VGA_END), end)]
+        })
+        .filter(|(start, end)| start < end)
+        .collect()
 }
 
 /// The map of a board with this memory, lowest first, without overlaps. What it leaves out is
@@ -140,6 +139,16 @@ mod tests {
         assert_eq!(map(MIN_SIZE), [&low[..], &[(MIB, MIN_SIZE, Usable), chips]].concat());
         let rest = [(MIB, HOLE_START, Usable), chips, (HOLE_END, HOLE_END + (8 << 20), Usable)];
         assert_eq!(map(HOLE_START + (8 << 20)), [&low[..], &rest].concat());
+    }
+
+    #[test]
+    fn the_vga_window_is_no_ram_even_where_huge_pages_hold_it() {
+        let range = |start, end| RamRange { start, len: end - start };
+        let small = [range(0, VGA_START), range(VGA_END, 4 * MIB), range(HOLE_END, HOLE_END + 1)];
+        let huge = [range(0, 4 * MIB), range(HOLE_END, HOLE_END + 1)];
+        let expected = [(0, VGA_START), (VGA_END, 4 * MIB), (HOLE_END, HOLE_END + 1)];
+        assert_eq!(runs(small.into_iter()), expected);
+        assert_eq!(runs(huge.into_iter()), expected);
     }
 
     #[test]

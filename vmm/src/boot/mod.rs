@@ -34,13 +34,14 @@ mod tests;
 use std::borrow::Cow;
 use std::fmt;
 
-pub use cpu::{CpuStart, Mode, Segment, Table};
+pub use cpu::Mode;
 pub use error::{BootError, Fault, Place, What};
 pub use map::{
     BIOS_START, CHIPS_START, EBDA_START, MIB, MemKind, MemRange, memory_map, with_reserved,
 };
 pub use protocol::{FLAT, Protocol, ProtocolError};
 
+use crate::cpu::{CpuState, RSP};
 use crate::ram::{GuestRam, HOLE_END};
 use elf::{Elf, EntryPoint};
 use place::{Block, Piece, Placer};
@@ -77,7 +78,7 @@ pub enum RamState {
 pub struct Request<'a> {
     /// The image's bytes.
     pub image: &'a [u8],
-    /// Its name, for errors and the guest's argv[0].
+    /// Its name, for errors and as the guest's `argv[0]`.
     pub name: &'a str,
     /// How it is to be entered.
     pub protocol: Protocol,
@@ -129,8 +130,10 @@ pub struct Placed {
 pub struct Loaded {
     /// The protocol that was used; never `Auto`.
     pub protocol: Protocol,
-    /// The state that the boot vCPU starts in.
-    pub start: CpuStart,
+    /// The mode that the image is entered in.
+    pub mode: Mode,
+    /// The registers that the boot vCPU starts with; whoever runs it keeps its own `apic_base`.
+    pub start: CpuState,
     /// Guest-physical address of the first instruction.
     pub entry: u64,
     /// What lies where, lowest first.
@@ -141,7 +144,7 @@ pub struct Loaded {
 
 impl fmt::Display for Loaded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: entry {:#x} in mode {}", self.protocol, self.entry, self.start.mode)?;
+        write!(f, "{}: entry {:#x} in mode {}", self.protocol, self.entry, self.mode)?;
         for p in &self.placed {
             write!(f, "\n  {:#x}..{:#x} {}", p.start, p.start + p.len, p.what)?;
         }
@@ -195,7 +198,7 @@ fn prepare(request: &Request<'_>) -> Result<Loaded, Fault> {
         if !request.modules.is_empty() {
             return Err(Fault::NoWayToPass { what: "modules" });
         }
-        CpuStart::real(entry.addr, flat::REAL_STACK)
+        cpu::real(entry.addr, flat::REAL_STACK)
     } else {
         let multiboot = protocol == Protocol::Multiboot;
         let structures = if multiboot { multiboot::info } else { pvh::start_info };
@@ -208,19 +211,21 @@ fn prepare(request: &Request<'_>) -> Result<Loaded, Fault> {
             let tables = flat::page_tables(&mut placer)?;
             let cr3 = tables[0].addr;
             pieces.extend(tables);
-            CpuStart { rdi: info, ..CpuStart::long(entry.addr, gdt, cr3) }
+            let mut start = cpu::long(entry.addr, gdt, cr3);
+            start.gpr[cpu::RDI] = info;
+            start
         } else {
-            CpuStart::protected(entry.addr, gdt)
+            cpu::protected(entry.addr, gdt)
         };
-        start.rbx = info;
+        start.gpr[cpu::RBX] = info;
         if multiboot {
-            start.rax = multiboot::BOOT_MAGIC;
+            start.gpr[cpu::RAX] = multiboot::BOOT_MAGIC;
         } else if protocol != Protocol::Pvh {
             let at = placer.low(What::Stack, STACK_BYTES)?;
             let data = Cow::Borrowed(&[][..]);
             pieces.push(Piece { what: What::Stack, addr: at, data, len: STACK_BYTES });
             // As a function finds it: a return address, here 0, on a stack aligned before the call.
-            start.rsp = at + STACK_BYTES - 8;
+            start.gpr[RSP] = at + STACK_BYTES - 8;
         }
         start
     };
@@ -231,7 +236,7 @@ fn prepare(request: &Request<'_>) -> Result<Loaded, Fault> {
     }
     pieces.sort_by_key(|piece| piece.addr);
     let placed = pieces.iter().map(|p| Placed { what: p.what, start: p.addr, len: p.len });
-    Ok(Loaded { protocol, start, entry: entry.addr, placed: placed.collect(), map })
+    Ok(Loaded { protocol, mode, start, entry: entry.addr, placed: placed.collect(), map })
 }
 
 /// Finds out what an image is and what of it to load.

@@ -164,7 +164,7 @@ impl Header {
     }
 }
 
-/// The image's name as the guest's argv[0]: no folders of the host, and no space, which would end
+/// The image's name as the guest's `argv[0]`: no folders of the host, and no space, which would end
 /// the word.
 fn program_name(name: &str) -> String {
     let base = name.rsplit('/').next().filter(|base| !base.is_empty()).unwrap_or("kernel");

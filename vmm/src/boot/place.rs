@@ -1,6 +1,7 @@
 //! Where things go in guest memory: pieces to load, free runs, and blocks of structures.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use super::RamState;
 use super::error::{Fault, What};
@@ -27,25 +28,49 @@ impl<'a> Piece<'a> {
         self.addr.saturating_add(self.len)
     }
 
-    /// Copies the piece. In fresh memory its zeros are there already, and writing them would cost a
-    /// host page each.
+    /// Puts the piece into memory. In fresh memory its zeros are there already, and writing them
+    /// would cost a host page each; a kernel's file often carries megabytes of them.
     pub(super) fn write(&self, ram: &GuestRam, state: RamState) {
-        ram.write(self.addr, &self.data).expect("every piece was checked to lie in RAM");
+        const IN_RAM: &str = "every piece was checked to lie in RAM";
         if state == RamState::Fresh {
+            for run in nonzero_runs(&self.data, self.addr) {
+                ram.write(self.addr + run.start as u64, &self.data[run]).expect(IN_RAM);
+            }
             return;
         }
+        ram.write(self.addr, &self.data).expect(IN_RAM);
         let mut at = self.addr + self.data.len() as u64;
         let mut page = [0; PAGE as usize];
         while at < self.end() {
             let len = (PAGE - at % PAGE).min(self.end() - at) as usize;
-            ram.read(at, &mut page[..len]).expect("every piece was checked to lie in RAM");
-            if page[..len].iter().any(|&b| b != 0) {
-                page.fill(0);
-                ram.write(at, &page[..len]).expect("every piece was checked to lie in RAM");
+            ram.read(at, &mut page[..len]).expect(IN_RAM);
+            if page[..len] != ZEROS[..len] {
+                ram.write(at, &ZEROS[..len]).expect(IN_RAM);
             }
             at += len as u64;
         }
     }
+}
+
+/// A page of zeros to compare with.
+static ZEROS: [u8; PAGE as usize] = [0; PAGE as usize];
+
+/// The runs of `data`, which goes to `addr`, that cover every page which is not all zeros.
+fn nonzero_runs(data: &[u8], addr: u64) -> impl Iterator<Item = Range<usize>> + '_ {
+    // Index after the page that index `i` falls into, in the guest's pages.
+    let page_end = move |i: usize| (i + (PAGE - (addr + i as u64) % PAGE) as usize).min(data.len());
+    let zero = move |i: usize| data[i..page_end(i)] == ZEROS[..page_end(i) - i];
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        while at < data.len() && zero(at) {
+            at = page_end(at);
+        }
+        let start = at;
+        while at < data.len() && !zero(at) {
+            at = page_end(at);
+        }
+        (start < at).then_some(start..at)
+    })
 }
 
 /// Checks that pieces lie in RAM, clear of one another and of what the board reserved; sorts them
@@ -270,6 +295,19 @@ mod tests {
             free(&[(0x8000, 0x9000), (0xc_0000, 0x20_0000), (0x30_0000, 0x40_0000)]),
             [(0x1000, 0x8000), (0x9000, 0x9_fc00), (0x20_0000, 0x30_0000)]
         );
+    }
+
+    #[test]
+    fn pages_of_zeros_are_left_out_of_a_copy() {
+        let runs = |data: &[u8], addr| nonzero_runs(data, addr).collect::<Vec<_>>();
+        assert_eq!(runs(&[], 0x1234), []);
+        assert_eq!(runs(&[0; 0x3000], 0x1234), []);
+        assert_eq!(runs(&[1; 0x3000], 0x1234).first(), Some(&(0..0x3000)));
+        let mut data = vec![0; 0x5000];
+        (data[0], data[0x1800], data[0x2801], data[0x4fff]) = (1, 1, 1, 1);
+        // The data begins in the middle of a page.
+        assert_eq!(runs(&data, 0x1800), [0..0x800, 0x1800..0x3800, 0x4800..0x5000]);
+        assert_eq!(runs(&data, 0x1000), [0..0x3000, 0x4000..0x5000]);
     }
 
     #[test]

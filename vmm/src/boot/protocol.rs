@@ -32,7 +32,7 @@ pub const FLAT: Protocol = Protocol::Flat { addr: 0x7c00, mode: Mode::Real16 };
 /// A protocol that could not be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "boot protocol {text:?}: {why}; write auto, pvh, multiboot, elf, flat, or flat:ADDR:MODE with MODE \
+    "boot protocol {text:?}: {why}; write auto, pvh, multiboot, elf, or flat[:ADDR[:MODE]] with MODE \
      real16, prot32 or long64 (flat alone is flat:0x7c00:real16)"
 )]
 pub struct ProtocolError {
@@ -57,9 +57,7 @@ impl FromStr for Protocol {
                 let Some(rest) = text.strip_prefix("flat:") else {
                     return refuse("there is none of that name".to_owned());
                 };
-                let Some((addr, mode)) = rest.split_once(':') else {
-                    return refuse("a mode must follow the address".to_owned());
-                };
+                let (addr, mode) = rest.split_once(':').unwrap_or((rest, Mode::Real16.word()));
                 let number = match addr.strip_prefix("0x") {
                     // `from_str_radix` takes a sign; an address has none.
                     Some(hex) if !hex.starts_with('+') => u64::from_str_radix(hex, 16).ok(),
@@ -108,10 +106,9 @@ mod tests {
             assert_eq!(p.to_string().parse(), Ok(p));
         }
         assert_eq!("flat".parse(), Ok(FLAT));
-        assert_eq!(
-            "flat:32768:real16".parse(),
-            Ok(Protocol::Flat { addr: 0x8000, mode: Mode::Real16 })
-        );
+        let at_32k = Protocol::Flat { addr: 0x8000, mode: Mode::Real16 };
+        assert_eq!("flat:32768:real16".parse(), Ok(at_32k));
+        assert_eq!("flat:0x8000".parse(), Ok(at_32k));
     }
 
     #[test]
@@ -119,8 +116,9 @@ mod tests {
         for (text, why) in [
             ("", "none of that name"),
             ("PVH", "none of that name"),
-            ("flat:", "a mode must follow"),
-            ("flat:0x8000", "a mode must follow"),
+            ("flat:", "\"\" is not an address"),
+            ("flat:real16", "\"real16\" is not an address"),
+            ("flat:0x8000:", "\"\" is not a mode"),
             ("flat:0x:real16", "\"0x\" is not an address"),
             ("flat:+1:real16", "\"+1\" is not an address"),
             ("flat:0x+1:real16", "\"0x+1\" is not an address"),

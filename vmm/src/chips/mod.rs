@@ -4,4 +4,13 @@
 //! a chip lies and which line it drives is the board's choice; the addresses and GSIs that PCs
 //! have are constants beside each chip.
 
+pub mod acpi_pm;
+pub mod exit;
+pub mod fw_cfg;
+pub mod i8042;
+pub mod post;
+pub mod resets;
+pub mod rtc;
+pub mod shutdown;
+pub mod testdev;
 pub mod uart;

@@ -8,7 +8,8 @@
 //! - Reception takes no time either, but is bounded by the chip's own FIFO: [`Device::input`]
 //!   takes what fits, so the host's bytes never overrun. Only loop-back can.
 //! - The other end of the cable is always there: CTS, DSR and DCD are on, RI is off.
-//! - The divisor sets the character time-out (8.4) and nothing else; 0 counts as 1.
+//! - The divisor sets the character time-out (8.11) and nothing else; 0 counts as 1 (8.3 only
+//!   recommends against it).
 //! - Auto-flow, the DMA pins and the factory's writes to LSR and MSR do not exist.
 
 use serde::{Deserialize, Serialize};
@@ -32,7 +33,7 @@ const FIFO: u8 = 16;
 const BASE_BAUD: u64 = 115_200;
 /// Divisor after power-on: 9600 baud. (The datasheet leaves it undefined.)
 const POWER_ON_DIVISOR: u16 = 12;
-/// Receive FIFO levels that the upper two bits of FCR choose from (8.3).
+/// Receive FIFO levels that the upper two bits of FCR choose from (8.5).
 const TRIGGER: [u8; 4] = [1, 4, 8, 14];
 
 const IER_RX: u8 = 1;
@@ -58,10 +59,10 @@ const LSR_FIFO_ERROR: u8 = 1 << 7;
 
 /// CTS, DSR and DCD of the cable's other end, as the upper half of MSR has them.
 const CABLE: u8 = 0b1011;
-/// The bit of RI in the lines: its delta bit tells the trailing edge only (8.8).
+/// The bit of RI in the lines: its delta bit tells the trailing edge only (8.9).
 const RI: u8 = 1 << 2;
 
-/// The causes of an interrupt as IIR names them (8.5, table IV), highest priority first.
+/// The causes of an interrupt as IIR names them (8.6, table IV), highest priority first.
 const CAUSE_LINE: u8 = 6;
 const CAUSE_DATA: u8 = 4;
 const CAUSE_TIMEOUT: u8 = 0xc;
@@ -150,7 +151,7 @@ impl Uart {
         if self.regs.fifo { FIFO } else { 1 }
     }
 
-    /// Four character times (8.4): what the FIFO waits for more.
+    /// Four character times (8.11): what the FIFO waits for more.
     fn patience(&self) -> Nanos {
         let lcr = self.regs.lcr;
         let data = 5 + u64::from(lcr & 3);
@@ -182,14 +183,14 @@ impl Uart {
         self.sync(env);
         let r = &mut self.regs;
         if r.fifo && r.len == FIFO {
-            // 8.4: the FIFO keeps what it has, the new character is lost.
+            // 8.4, bit 1: the FIFO keeps what it has, the new character is lost.
             r.overrun = true;
             return;
         }
         if r.fifo {
             r.quiet_since = env.now();
         } else if r.len == 1 {
-            // 8.4, bit 1: the character in RBR is destroyed by the next.
+            // The same: the character in RBR is destroyed by the next.
             r.overrun = true;
             r.len = 0;
             r.breaks = 0;
@@ -244,7 +245,7 @@ impl Uart {
         }
     }
 
-    /// The modem's lines as MSR's upper half has them. Looped back (8.6, bit 4), they are the
+    /// The modem's lines as MSR's upper half has them. Looped back (8.8, bit 4), they are the
     /// chip's own outputs: RTS to CTS, DTR to DSR, OUT1 to RI, OUT2 to DCD.
     fn modem_lines(&self) -> u8 {
         let mcr = self.regs.mcr;
@@ -267,7 +268,7 @@ impl Uart {
     fn write_fcr(&mut self, env: &mut Env<'_>, value: u8) {
         self.sync(env);
         let enable = value & FCR_ENABLE != 0;
-        // 8.3: a change of the mode empties the FIFOs; other bits count only with bit 0 set.
+        // 8.5: a change of the mode empties the FIFOs; other bits count only with bit 0 set.
         if enable != self.regs.fifo || (enable && value & FCR_CLEAR_RX != 0) {
             self.clear_rx();
         }
@@ -360,7 +361,7 @@ impl Device for Uart {
                 self.regs.divisor = self.regs.divisor & 0xff | u16::from(value) << 8;
             }
             1 => {
-                // THR is empty: to enable its interrupt is to get it (8.5).
+                // THR is empty: to enable its interrupt is to get it (8.4, bit 5).
                 if value & !self.regs.ier & IER_THRE != 0 {
                     self.regs.thre = true;
                 }
@@ -380,7 +381,7 @@ impl Device for Uart {
     }
 
     /// On a PC the line passes a gate that OUT2 opens; looped back, the chip's OUT2 pin is off
-    /// (8.6, bit 4).
+    /// (8.8, bit 4).
     #[inline]
     fn irq(&self) -> bool {
         self.regs.mcr & (MCR_OUT2 | MCR_LOOP) == MCR_OUT2 && self.cause() != CAUSE_NONE

@@ -56,11 +56,11 @@ pub trait Vm: Send + Sync {
     /// Its vCPUs.
     type Vcpu: Vcpu;
 
-    /// Makes vCPU `index`; 0 is the one that boots.
+    /// Makes the vCPU with this APIC ID; 0 is the one that boots.
     ///
     /// # Errors
     /// When the host refuses.
-    fn create_vcpu(&self, index: u32) -> Result<Self::Vcpu, HvError>;
+    fn create_vcpu(&self, apic_id: u32) -> Result<Self::Vcpu, HvError>;
 
     /// Sets the level of a GSI.
     ///

@@ -47,10 +47,14 @@ pub enum LaunchError {
         source: io::Error,
     },
     /// No descriptor to wait with.
-    #[error("the host has no descriptor to wait for events with: {0}; close some, or raise the limit")]
+    #[error(
+        "the host has no descriptor to wait for events with: {0}; close some, or raise the limit"
+    )]
     Events(io::Error),
     /// No thread for a vCPU.
-    #[error("the host has no thread for a vCPU: {0}; ask for fewer with --cpus, or raise the limit")]
+    #[error(
+        "the host has no thread for a vCPU: {0}; ask for fewer with --cpus, or raise the limit"
+    )]
     Thread(io::Error),
     /// The recording.
     #[error(transparent)]

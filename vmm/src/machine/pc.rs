@@ -3,11 +3,21 @@
 use std::sync::Arc;
 
 use super::{Backplane, BoardError, Machine};
+use crate::chips::acpi_pm::{self, AcpiPm, TimerWidth};
+use crate::chips::exit::{self, DebugExit};
+use crate::chips::fw_cfg::{self, FwCfg, Standard};
+use crate::chips::i8042::{self, I8042};
+use crate::chips::post::{self, PostPort};
+use crate::chips::resets::{self, Port92, ResetControl};
+use crate::chips::rtc::{self, Rtc};
+use crate::chips::shutdown::{self, ShutdownPort};
+use crate::chips::testdev::{self, TestDevice};
+use crate::chips::uart::{self, Uart};
 use crate::device::Clock;
 use crate::ram::GuestRam;
 
 /// What differs from one PC to the next.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PcConfig {
     /// Number of vCPUs, for fw_cfg.
     pub cpus: u16,
@@ -25,6 +35,34 @@ pub fn pc(
     clock: Arc<dyn Clock>,
     backplane: Arc<dyn Backplane>,
 ) -> Result<Machine, BoardError> {
-    let _ = config;
-    Ok(Machine::new(ram, clock, backplane))
+    let firmware = FwCfg::new(&Standard {
+        ram_size: ram.size(),
+        cpus: config.cpus,
+        max_cpus: config.cpus,
+        display: false,
+        uuid: None,
+    });
+    let mut clock_chip = Rtc::new(config.unix_time);
+    clock_chip.set_memory(ram.size());
+    let mut pc = Machine::new(ram, clock, backplane);
+    let pm = acpi_pm::PM_BASE;
+    let at = |(port, gsi): (u16, u32)| ([u64::from(port)], Some(gsi));
+
+    let (com1, gsi) = at(uart::COM1);
+    pc.add(Box::new(Uart::new("com1")), &com1, gsi)?;
+    let rtc_places = [u64::from(rtc::BASE)];
+    pc.add(Box::new(clock_chip), &rtc_places, Some(rtc::GSI))?;
+    let keyboard = [i8042::DATA_PORT, i8042::COMMAND_PORT];
+    pc.add(Box::new(I8042::new()), &keyboard, Some(i8042::GSI))?;
+    let places = [pm, pm + 4, pm + 8, acpi_pm::SMI_PORT];
+    pc.add(Box::new(AcpiPm::new(TimerWidth::Bits24)), &places, Some(acpi_pm::GSI))?;
+    pc.add(Box::new(firmware), &[fw_cfg::SELECTOR_PORT, fw_cfg::DMA_PORT], None)?;
+    let port = |port: u16| [u64::from(port)];
+    pc.add(Box::new(PostPort::default()), &port(post::BASE), None)?;
+    pc.add(Box::new(Port92::new()), &port(resets::PORT92), None)?;
+    pc.add(Box::new(ResetControl::default()), &port(resets::RESET_CONTROL), None)?;
+    pc.add(Box::new(DebugExit), &port(exit::BASE), None)?;
+    pc.add(Box::new(ShutdownPort::default()), &port(shutdown::BASE), None)?;
+    pc.add(Box::new(TestDevice::new()), &testdev::BASES, None)?;
+    Ok(pc)
 }

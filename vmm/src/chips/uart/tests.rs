@@ -92,7 +92,7 @@ fn the_divisor_is_behind_dlab_and_0_is_safe() {
 
 #[test]
 fn reading_iir_takes_the_thre_interrupt_back() {
-    // 8.5, table IV: reset by reading IIR, if it is the source, or writing THR.
+    // 8.6, table IV: reset by reading IIR, if it is the source, or writing THR.
     let mut s = bench();
     write(&mut s, MCR, MCR_OUT2);
     write(&mut s, IER, IER_THRE);
@@ -219,26 +219,25 @@ fn a_character_left_in_the_fifo_interrupts_after_four_character_times() {
 #[test]
 fn a_slower_line_does_not_take_a_time_out_back() {
     // Whatever sets the character time, what was over before stays over.
-    let slower: [&[(u64, u8)]; 3] =
-        [&[(LCR, 0x1f)], &[(LCR, LCR_DLAB | 3), (0, 0xff)], &[(LCR, LCR_DLAB | 3), (1, 0xff)]];
-    for writes in slower {
+    let slower = [(0, LCR, 0x1f), (LCR_DLAB, 0, 0xff), (LCR_DLAB, 1, 0xff)];
+    for (lcr, register, value) in slower {
         let mut s = bench();
         write(&mut s, MCR, MCR_OUT2);
         write(&mut s, IER, IER_RX);
         write(&mut s, FCR, 0xc1);
-        write(&mut s, LCR, if writes.len() == 2 { LCR_DLAB | 3 } else { 0 });
+        write(&mut s, LCR, lcr);
         input(&mut s, b"a");
         let due = s.device.deadline().expect("a character waits");
         apply(&mut s, Op::Pass(due));
-        writes.iter().for_each(|&(r, v)| write(&mut s, r, v));
-        assert!(s.device.patience() > due, "{writes:?}");
-        assert!(s.device.irq(), "{writes:?}");
+        write(&mut s, register, value);
+        assert!(s.device.patience() > due, "{register}");
+        assert!(s.device.irq(), "{register}");
     }
 }
 
 #[test]
 fn loop_back_connects_the_modem_lines() {
-    // 8.6, bit 4; MSR upper half: CTS, DSR, RI, DCD.
+    // 8.8, bit 4; MSR upper half: CTS, DSR, RI, DCD.
     let mut s = bench();
     write(&mut s, MCR, MCR_LOOP);
     read(&mut s, MSR);

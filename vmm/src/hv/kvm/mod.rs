@@ -18,7 +18,7 @@ pub use kick::Kicker;
 pub use vcpu::KvmVcpu;
 pub use vm::KvmVm;
 
-use crate::cpuid::Cpuid;
+use crate::cpuid::{Cpuid, feature};
 use crate::hv::HvError;
 
 /// Where KVM's device node is, unless somebody says otherwise.
@@ -101,13 +101,18 @@ impl Host {
         &self.path
     }
 
-    /// What KVM offers guests of the processor (`KVM_GET_SUPPORTED_CPUID`).
+    /// What KVM offers guests of the processor (`KVM_GET_SUPPORTED_CPUID`), and the timer mode of
+    /// the local APIC that it reports as a capability instead.
     ///
     /// # Errors
     /// When KVM refuses.
     pub fn supported_cpuid(&self) -> Result<Cpuid, HvError> {
         let cpuid = self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES);
-        Ok(cpuid::from_kvm(&call("KVM_GET_SUPPORTED_CPUID", cpuid)?))
+        let mut cpuid = cpuid::from_kvm(&call("KVM_GET_SUPPORTED_CPUID", cpuid)?);
+        if let Some(timer) = feature("tsc-deadline") {
+            cpuid.set(&timer, self.kvm.check_extension(Cap::TscDeadlineTimer));
+        }
+        Ok(cpuid)
     }
 
     /// What `KVM_CHECK_EXTENSION` says of capability number `cap`: 0 if KVM lacks it.

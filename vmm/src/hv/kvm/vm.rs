@@ -8,7 +8,7 @@ use kvm_ioctls::{Kvm, VmFd};
 use super::vcpu::KvmVcpu;
 use super::{Irqchip, KvmConfig, call};
 use crate::hv::{HvError, Vm};
-use crate::ram::{GuestRam, PAGE, RamRange, VGA_END, VGA_START};
+use crate::ram::{Backing, GuestRam, PAGE, RamRange, VGA_END, VGA_START};
 
 /// Three pages below the BIOS that KVM on Intel keeps for a guest in real mode.
 const TSS_ADDRESS: usize = 0xfffb_d000;
@@ -66,6 +66,7 @@ impl KvmVm {
             let source = io::Error::from(io::ErrorKind::AlreadyExists);
             return Err(HvError::Call { what: "giving a VM memory twice".to_owned(), source });
         }
+        ram.ranges().try_for_each(|range| advise(&ram, range))?;
         let slots: Vec<RamRange> = ram.ranges().flat_map(without_vga).flatten().collect();
         for (slot, range) in (0..).zip(slots) {
             let what =
@@ -85,6 +86,29 @@ impl KvmVm {
         }
         self.ram = Some(ram);
         Ok(())
+    }
+}
+
+/// Tells the host which page size the memory is to have.
+fn advise(ram: &GuestRam, range: RamRange) -> Result<(), HvError> {
+    let (advice, name) = match ram.backing() {
+        Backing::Small => (libc::MADV_NOHUGEPAGE, "MADV_NOHUGEPAGE"),
+        Backing::Transparent => (libc::MADV_HUGEPAGE, "MADV_HUGEPAGE"),
+        Backing::Auto | Backing::Huge2M | Backing::Huge1G => return Ok(()),
+    };
+    let failed =
+        |source| HvError::Call { what: format!("madvise({name}) of guest memory"), source };
+    let host = ram.host_address(range).map_err(|e| failed(io::Error::other(e)))?;
+    // SAFETY: the range is guest memory; the advice changes its page size, not its contents.
+    match unsafe { libc::madvise(host as *mut _, range.len as usize, advice) } {
+        0 => Ok(()),
+        _ => match io::Error::last_os_error() {
+            // A kernel without transparent huge pages has small ones in any case.
+            e if e.raw_os_error() == Some(libc::EINVAL) && ram.backing() == Backing::Small => {
+                Ok(())
+            }
+            e => Err(failed(e)),
+        },
     }
 }
 

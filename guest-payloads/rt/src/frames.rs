@@ -1,0 +1,123 @@
+//! Physical memory for the taking: RAM above the payload, below 4 GiB.
+
+use crate::boot::{self, Kind};
+use crate::sync::SpinLock;
+
+/// Bytes of a page.
+pub const PAGE: u64 = 4096;
+
+struct Pool {
+    next: u64,
+    end: u64,
+    free: Option<u64>,
+}
+
+static POOL: SpinLock<Pool> = SpinLock::new(Pool { next: 0, end: 0, free: None });
+
+unsafe extern "C" {
+    static __image_end: u8;
+}
+
+/// The address behind the payload's image, its stacks included.
+pub fn image_end() -> u64 {
+    &raw const __image_end as u64
+}
+
+impl Pool {
+    /// Finds the RAM that the image lies in, and what of it is left above image and modules.
+    fn init(&mut self) {
+        let mut start = image_end();
+        let info = boot::info();
+        let Some(ram) = info
+            .regions()
+            .iter()
+            .find(|r| r.kind == Kind::Ram && r.start < start && start <= r.end())
+        else {
+            panic!("the memory map has no RAM that holds the payload up to {start:#x}");
+        };
+        self.end = ram.end().min(1 << 32) & !(PAGE - 1);
+        for module in info.modules() {
+            let end = module.start.saturating_add(module.len);
+            if module.start < self.end && end > start {
+                start = end;
+            }
+        }
+        self.next = start.next_multiple_of(PAGE);
+    }
+}
+
+/// A page of RAM, identity-mapped, the owner's alone until it is freed.
+#[derive(Debug)]
+pub struct Frame(u64);
+
+impl Frame {
+    /// Its physical address, which is its linear address too.
+    pub fn address(&self) -> u64 {
+        self.0
+    }
+
+    /// Its bytes.
+    pub fn bytes(&mut self) -> &mut [u8; PAGE as usize] {
+        // SAFETY: RAM that the pool gave to this frame alone, identity-mapped at boot.
+        unsafe { &mut *(self.0 as *mut [u8; PAGE as usize]) }
+    }
+
+    /// Gives the page back.
+    pub fn free(self) {
+        let mut pool = POOL.lock();
+        let next = pool.free.unwrap_or(0);
+        // SAFETY: as in `bytes`; a free page's first word is the next one's address.
+        unsafe { *(self.0 as *mut u64) = next };
+        pool.free = Some(self.0);
+    }
+}
+
+/// A page of zeroes. Ends the payload with an error if memory is out.
+pub fn alloc() -> Frame {
+    let reused = {
+        let mut pool = POOL.lock();
+        let address = pool.free;
+        if let Some(address) = address {
+            // SAFETY: a free page holds the address of the next one, or 0.
+            let next = unsafe { *(address as *const u64) };
+            pool.free = (next != 0).then_some(next);
+        }
+        address
+    };
+    let mut frame = Frame(reused.unwrap_or_else(|| alloc_range(1, PAGE)));
+    frame.bytes().fill(0);
+    frame
+}
+
+/// The address of `pages` pages in a row, aligned to `align` (a power of two), not zeroed, never
+/// given back. Ends the payload with an error if memory is out.
+pub fn alloc_range(pages: u64, align: u64) -> u64 {
+    match try_alloc_range(pages, align) {
+        Some(address) => address,
+        None => panic!("out of memory: {pages} pages aligned to {align:#x}"),
+    }
+}
+
+/// As [`alloc_range`]; `None` if memory is out.
+pub fn try_alloc_range(pages: u64, align: u64) -> Option<u64> {
+    let mut pool = POOL.lock();
+    if pool.end == 0 {
+        pool.init();
+    }
+    let address = pool.next.next_multiple_of(align);
+    let end = address.checked_add(pages.checked_mul(PAGE)?)?;
+    if end > pool.end {
+        return None;
+    }
+    pool.next = end;
+    Some(address)
+}
+
+/// Bytes left.
+pub fn left() -> u64 {
+    let mut pool = POOL.lock();
+    if pool.end == 0 {
+        pool.init();
+    }
+    pool.end - pool.next
+}

@@ -1,0 +1,183 @@
+//! The time-stamp counter, how fast it is, and waiting within bounds.
+
+use crate::{boot, cpuid, port, reg};
+use core::arch::x86_64::_rdtsc;
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// Reads the time-stamp counter.
+#[inline]
+pub fn rdtsc() -> u64 {
+    // SAFETY: at CPL 0 this cannot fault.
+    unsafe { _rdtsc() }
+}
+
+/// Reads the time-stamp counter after all earlier instructions are done.
+#[inline]
+pub fn rdtsc_ordered() -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: as above; not `nomem`, so that memory accesses keep their side of it.
+    unsafe {
+        core::arch::asm!("lfence", "rdtsc", out("eax") low, out("edx") high,
+            options(nostack, preserves_flags));
+    }
+    u64::from(low) | u64::from(high) << 32
+}
+
+/// Taken where a rate is only needed for a timeout and nobody tells.
+const GUESS_HZ: u64 = 3_000_000_000;
+
+static HZ: AtomicU64 = AtomicU64::new(0);
+static ROUGH_HZ: AtomicU64 = AtomicU64::new(0);
+
+/// TSC ticks a second: from CPUID leaf 0x15, else from kvmclock, else measured against the PM
+/// timer (if the command line has its port, `pmtimer=0x608`), else against the PIT's channel 2.
+/// Measuring takes 10 ms, once.
+pub fn tsc_hz() -> u64 {
+    let known = HZ.load(Relaxed);
+    if known != 0 {
+        return known;
+    }
+    let hz = announced_hz().or_else(pm_timer_hz).or_else(pit_hz);
+    let Some(hz) = hz else {
+        panic!("no way to tell the TSC's rate: no CPUID leaf 0x15, kvmclock, PM timer or PIT");
+    };
+    HZ.store(hz, Relaxed);
+    hz
+}
+
+/// TSC ticks a second, good enough for a timeout and never measured.
+fn rough_hz() -> u64 {
+    let known = ROUGH_HZ.load(Relaxed);
+    if known != 0 {
+        return known;
+    }
+    let hz = announced_hz().unwrap_or(GUESS_HZ);
+    ROUGH_HZ.store(hz, Relaxed);
+    hz
+}
+
+fn announced_hz() -> Option<u64> {
+    crystal_hz().or_else(kvmclock_hz).filter(|&hz| hz > 1_000_000)
+}
+
+/// CPUID leaf 0x15: ratio of the TSC to a crystal, and the crystal's rate.
+fn crystal_hz() -> Option<u64> {
+    let words = cpuid::get(0x15, 0)?;
+    if words.eax == 0 || words.ebx == 0 || words.ecx == 0 {
+        return None;
+    }
+    Some(u64::from(words.ecx) * u64::from(words.ebx) / u64::from(words.eax))
+}
+
+/// The scale that kvmclock gives for this CPU (KVM's documentation, x86/msr.rst,
+/// MSR_KVM_SYSTEM_TIME_NEW): ns = (ticks << shift) * mul >> 32.
+fn kvmclock_hz() -> Option<u64> {
+    const SYSTEM_TIME: u32 = 0x4b56_4d01;
+    if &cpuid::signature(0x4000_0000) != b"KVMKVMKVM\0\0\0" || !cpuid::KVM_CLOCK.present() {
+        return None;
+    }
+    #[repr(C, align(64))]
+    struct Page([AtomicU64; 4]);
+    static PAGE: Page = Page([const { AtomicU64::new(0) }; 4]);
+    let old = reg::rdmsr(SYSTEM_TIME).ok()?;
+    reg::wrmsr(SYSTEM_TIME, &raw const PAGE as u64 | 1).ok()?;
+    // KVM fills the page before the guest goes on.
+    let scale = PAGE.0[3].load(Relaxed);
+    reg::wrmsr(SYSTEM_TIME, old).ok()?;
+    let (mul, shift) = (scale as u32, (scale >> 32) as i8);
+    hz_of_scale(mul, shift)
+}
+
+fn hz_of_scale(mul: u32, shift: i8) -> Option<u64> {
+    if mul == 0 || !(-31..32).contains(&shift) {
+        return None;
+    }
+    let hz = (1_000_000_000_u64 << 32) / u64::from(mul);
+    Some(if shift >= 0 { hz >> shift } else { hz << -shift })
+}
+
+/// Ticks over 10 ms of the ACPI PM timer, 3.579545 MHz, of which 24 bits are used.
+fn pm_timer_hz() -> Option<u64> {
+    let port = boot::number("pmtimer")? as u16;
+    let start = port::in32(port);
+    let tsc = rdtsc();
+    loop {
+        let passed = port::in32(port).wrapping_sub(start) & 0xff_ffff;
+        let ticks = rdtsc() - tsc;
+        if passed >= 35_795 {
+            return Some(ticks * 3_579_545 / u64::from(passed));
+        }
+        if passed == 0 && ticks > GUESS_HZ / 10 {
+            return None;
+        }
+    }
+}
+
+/// Ticks over 10 ms of the PIT's channel 2, whose gate and output are at port 0x61.
+fn pit_hz() -> Option<u64> {
+    const COUNT: u16 = 11_932;
+    let gate = port::in8(0x61) & !3;
+    port::out8(0x61, gate);
+    port::out8(0x43, 0b1011_0000); // channel 2, both bytes, mode 0
+    port::out8(0x42, COUNT as u8);
+    port::out8(0x42, (COUNT >> 8) as u8);
+    port::out8(0x61, gate | 1);
+    let start = rdtsc();
+    loop {
+        let done = port::in8(0x61) & 0x20 != 0;
+        let ticks = rdtsc() - start;
+        if done {
+            port::out8(0x61, gate);
+            // An output that is high at once is that of no timer.
+            return (ticks > 100_000).then(|| ticks * 1_193_182 / u64::from(COUNT));
+        }
+        if ticks > GUESS_HZ {
+            return None;
+        }
+    }
+}
+
+/// Waits until `done` or until about `microseconds` are over; whether it was done. With
+/// interrupts as they are.
+pub fn wait_until(microseconds: u64, mut done: impl FnMut() -> bool) -> bool {
+    let end = rdtsc().saturating_add(ticks(microseconds, rough_hz()));
+    loop {
+        if done() {
+            return true;
+        }
+        if rdtsc() >= end {
+            return done();
+        }
+        reg::pause();
+    }
+}
+
+/// Lets about `microseconds` go by.
+pub fn delay(microseconds: u64) {
+    wait_until(microseconds, || false);
+}
+
+fn ticks(microseconds: u64, hz: u64) -> u64 {
+    (u128::from(microseconds) * u128::from(hz) / 1_000_000).try_into().unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kvmclock_scale_gives_the_rate() {
+        // 2 GHz: half a nanosecond a tick is mul = 2^31 with no shift, or 2^32 - ish shifted.
+        assert_eq!(hz_of_scale(1 << 31, 0), Some(2_000_000_000));
+        assert_eq!(hz_of_scale(1 << 31, -1), Some(4_000_000_000));
+        assert_eq!(hz_of_scale(1 << 31, 1), Some(1_000_000_000));
+        assert_eq!(hz_of_scale(0, 0), None);
+        assert_eq!(hz_of_scale(1, -100), None);
+    }
+
+    #[test]
+    fn ticks_do_not_overflow() {
+        assert_eq!(ticks(1_000_000, 3), 3);
+        assert_eq!(ticks(u64::MAX, u64::MAX), u64::MAX);
+    }
+}

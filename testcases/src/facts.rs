@@ -1,0 +1,280 @@
+//! What the machine that runs the tests offers.
+//!
+//! [`HostFacts`] is what needs and the doctor ask; [`LinuxFacts`] answers from `/dev/kvm`, `/sys` and
+//! `/proc`, and a test answers from a table.
+
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::need::Met;
+
+/// Which KVM module serves `/dev/kvm`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvmFlavour {
+    /// kvm-intel, on VMX.
+    Intel,
+    /// kvm-amd, on SVM.
+    Amd,
+    /// kvm-pvm: no processor support; guest CPL 0 code is interpreted by the kernel.
+    Pvm,
+    /// None of the modules that are known here, or `/sys` does not tell.
+    Unknown,
+}
+
+impl fmt::Display for KvmFlavour {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            KvmFlavour::Intel => "kvm-intel",
+            KvmFlavour::Amd => "kvm-amd",
+            KvmFlavour::Pvm => "kvm-pvm",
+            KvmFlavour::Unknown => "an unknown KVM",
+        })
+    }
+}
+
+/// The questions a need can ask of a host.
+pub trait HostFacts: Sync {
+    /// Whether `/dev/kvm` can be used; if not, why and what to do.
+    fn kvm(&self) -> Result<(), String>;
+    /// Whether KVM can show the guest this CPUID feature.
+    fn cpuid(&self, feature: &str) -> Met;
+    /// Whether KVM has this capability, named without `KVM_CAP_`.
+    fn kvm_cap(&self, cap: &str) -> Met;
+    /// A kernel module's parameter as `/sys` shows it, trimmed.
+    fn module_param(&self, module: &str, param: &str) -> Option<String>;
+    /// Which KVM this is.
+    fn flavour(&self) -> KvmFlavour;
+    /// Processors this process may run on.
+    fn cpus(&self) -> usize;
+    /// The machine's memory in bytes.
+    fn memory(&self) -> u64;
+    /// Free huge pages of the given size in bytes.
+    fn free_hugepages(&self, size: u64) -> u64;
+}
+
+/// The facts that files of `/sys` and `/proc` tell, below a root that tests can replace.
+#[derive(Clone, Debug)]
+pub struct Files {
+    root: PathBuf,
+}
+
+impl Default for Files {
+    fn default() -> Self {
+        Files { root: "/".into() }
+    }
+}
+
+impl Files {
+    /// Reads below `root` instead of `/`.
+    pub fn below(root: impl Into<PathBuf>) -> Files {
+        Files { root: root.into() }
+    }
+
+    fn read(&self, path: impl AsRef<Path>) -> Option<String> {
+        fs::read_to_string(self.root.join(path)).ok().map(|text| text.trim().to_string())
+    }
+
+    fn has(&self, path: &str) -> bool {
+        self.root.join(path).exists()
+    }
+
+    /// A kernel module's parameter.
+    pub fn module_param(&self, module: &str, param: &str) -> Option<String> {
+        self.read(format!("sys/module/{module}/parameters/{param}"))
+    }
+
+    /// The KVM that serves `/dev/kvm`, told by the vendor module that is loaded.
+    ///
+    /// A vendor module also appears under `/sys/module` when it is built in. Where both kvm-intel
+    /// and kvm-amd appear so, only one can have found its processor: the flags in `/proc/cpuinfo`
+    /// decide, as they do where a module is loaded on a processor without its feature.
+    pub fn flavour(&self) -> KvmFlavour {
+        if self.has("sys/module/kvm_pvm") {
+            return KvmFlavour::Pvm;
+        }
+        let flags = self.cpu_flags();
+        let flag = |name: &str| flags.iter().any(|f| f == name);
+        match (self.has("sys/module/kvm_intel"), self.has("sys/module/kvm_amd")) {
+            (true, _) if flag("vmx") => KvmFlavour::Intel,
+            (_, true) if flag("svm") => KvmFlavour::Amd,
+            _ => KvmFlavour::Unknown,
+        }
+    }
+
+    /// The first processor's flags from `/proc/cpuinfo`.
+    pub fn cpu_flags(&self) -> Vec<String> {
+        self.cpuinfo("flags").unwrap_or_default().split_whitespace().map(str::to_string).collect()
+    }
+
+    /// The first value of a key in `/proc/cpuinfo`.
+    pub fn cpuinfo(&self, key: &str) -> Option<String> {
+        let text = self.read("proc/cpuinfo")?;
+        text.lines()
+            .filter_map(|line| line.split_once(':'))
+            .find(|(k, _)| k.trim() == key)
+            .map(|(_, v)| v.trim().to_string())
+    }
+
+    /// The kernel's release, as `uname -r` prints it.
+    pub fn kernel(&self) -> String {
+        self.read("proc/sys/kernel/osrelease").unwrap_or_else(|| "unknown".into())
+    }
+
+    /// `MemTotal` in bytes; 0 if it cannot be read.
+    pub fn memory(&self) -> u64 {
+        self.meminfo("MemTotal")
+    }
+
+    /// `MemAvailable` in bytes; 0 if it cannot be read.
+    pub fn memory_available(&self) -> u64 {
+        self.meminfo("MemAvailable")
+    }
+
+    fn meminfo(&self, key: &str) -> u64 {
+        let text = self.read("proc/meminfo").unwrap_or_default();
+        text.lines()
+            .filter_map(|line| line.split_once(':'))
+            .find(|(k, _)| *k == key)
+            .and_then(|(_, v)| v.split_whitespace().next()?.parse::<u64>().ok())
+            .map_or(0, |kib| kib << 10)
+    }
+
+    /// Huge pages of `size` bytes: how many are free, and how many there are.
+    pub fn hugepages(&self, size: u64) -> (u64, u64) {
+        let number = |what: &str| {
+            self.read(format!("sys/kernel/mm/hugepages/hugepages-{}kB/{what}", size >> 10))
+                .and_then(|text| text.parse().ok())
+                .unwrap_or(0)
+        };
+        (number("free_hugepages"), number("nr_hugepages"))
+    }
+}
+
+/// A host that is a table: for tests of what depends on a host.
+#[cfg(test)]
+pub(crate) mod fake {
+    use super::*;
+
+    pub(crate) struct FakeFacts {
+        pub no_kvm: Option<String>,
+        pub cpuid: Vec<(&'static str, bool)>,
+        pub caps: Vec<(&'static str, bool)>,
+        pub params: Vec<(&'static str, &'static str, &'static str)>,
+        pub flavour: KvmFlavour,
+        pub cpus: usize,
+        pub memory: u64,
+        pub hugepages: u64,
+    }
+
+    impl Default for FakeFacts {
+        fn default() -> Self {
+            FakeFacts {
+                no_kvm: None,
+                cpuid: vec![],
+                caps: vec![],
+                params: vec![],
+                flavour: KvmFlavour::Intel,
+                cpus: 4,
+                memory: 8 << 30,
+                hugepages: 0,
+            }
+        }
+    }
+
+    fn look(table: &[(&'static str, bool)], name: &str) -> Met {
+        match table.iter().find(|(n, _)| *n == name) {
+            Some((_, true)) => Met::Yes,
+            Some((_, false)) => Met::No(format!("no {name}")),
+            None => Met::Unknown(format!("unknown {name}")),
+        }
+    }
+
+    impl HostFacts for FakeFacts {
+        fn kvm(&self) -> Result<(), String> {
+            self.no_kvm.clone().map_or(Ok(()), Err)
+        }
+        fn cpuid(&self, feature: &str) -> Met {
+            look(&self.cpuid, feature)
+        }
+        fn kvm_cap(&self, cap: &str) -> Met {
+            look(&self.caps, cap)
+        }
+        fn module_param(&self, module: &str, param: &str) -> Option<String> {
+            let found = self.params.iter().find(|(m, p, _)| *m == module && *p == param);
+            found.map(|(_, _, v)| v.to_string())
+        }
+        fn flavour(&self) -> KvmFlavour {
+            self.flavour
+        }
+        fn cpus(&self) -> usize {
+            self.cpus
+        }
+        fn memory(&self) -> u64 {
+            self.memory
+        }
+        fn free_hugepages(&self, _size: u64) -> u64 {
+            self.hugepages
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host(files: &[(&str, &str)]) -> (tempfile::TempDir, Files) {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        for (path, text) in files {
+            let path = dir.path().join(path);
+            fs::create_dir_all(path.parent().expect("a parent")).expect("directories");
+            fs::write(path, text).expect("a file");
+        }
+        let files = Files::below(dir.path());
+        (dir, files)
+    }
+
+    #[test]
+    fn the_flavour_is_told_by_module_and_processor() {
+        let intel = ("sys/module/kvm_intel/parameters/nested", "Y\n");
+        let amd = ("sys/module/kvm_amd/parameters/nested", "1\n");
+        let pvm = ("sys/module/kvm_pvm/parameters/force", "N\n");
+        let vmx = ("proc/cpuinfo", "vendor_id : GenuineIntel\nflags\t\t: fpu vmx\n");
+        let svm = ("proc/cpuinfo", "flags\t\t: fpu svm\n");
+        let none = ("proc/cpuinfo", "flags\t\t: fpu\n");
+        for (files, flavour) in [
+            (vec![intel, vmx], KvmFlavour::Intel),
+            (vec![amd, svm], KvmFlavour::Amd),
+            (vec![intel, amd, svm], KvmFlavour::Amd),
+            (vec![intel, amd, vmx], KvmFlavour::Intel),
+            (vec![pvm, none], KvmFlavour::Pvm),
+            (vec![pvm, intel, vmx], KvmFlavour::Pvm),
+            (vec![intel, none], KvmFlavour::Unknown),
+            (vec![vmx], KvmFlavour::Unknown),
+            (vec![], KvmFlavour::Unknown),
+        ] {
+            let (_dir, host) = host(&files);
+            assert_eq!(host.flavour(), flavour, "{files:?}");
+        }
+    }
+
+    #[test]
+    fn files_are_read_and_absent_ones_are_nothing() {
+        let (_dir, found) = host(&[
+            ("proc/meminfo", "MemTotal:  1024 kB\nMemAvailable:   512 kB\n"),
+            ("proc/cpuinfo", "processor\t: 0\nvendor_id\t: GenuineIntel\nprocessor\t: 1\n"),
+            ("sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages", "3\n"),
+            ("sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", "4\n"),
+            ("sys/module/kvm/parameters/enable_pmu", "N\n"),
+        ]);
+        assert_eq!((found.memory(), found.memory_available()), (1 << 20, 512 << 10));
+        assert_eq!(found.cpuinfo("vendor_id").as_deref(), Some("GenuineIntel"));
+        assert_eq!(found.cpuinfo("processor").as_deref(), Some("0"));
+        assert_eq!(found.hugepages(2 << 20), (3, 4));
+        assert_eq!(found.hugepages(1 << 30), (0, 0));
+        assert_eq!(found.module_param("kvm", "enable_pmu").as_deref(), Some("N"));
+        let (_dir, empty) = host(&[]);
+        assert_eq!((empty.memory(), empty.module_param("kvm", "x")), (0, None));
+        assert!(empty.cpu_flags().is_empty());
+    }
+}

@@ -1,0 +1,390 @@
+//! Reads the case files, and checks them against the payloads that were built.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::case::{Case, CaseId, Spec, is_word};
+use crate::facts::HostFacts;
+use crate::nearest;
+use crate::need::Met;
+
+/// The payload whose tests misbehave on purpose. The runner's own tests use it; no case does.
+pub const SELFTEST: &str = "selftest";
+
+/// Everything that is wrong with a set of cases.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Problems(pub Vec<Problem>);
+
+/// One thing that is wrong with a case file or the set of cases.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The file to change.
+    pub file: PathBuf,
+    /// What is wrong and what would be right.
+    pub message: String,
+}
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, p) in self.0.iter().enumerate() {
+            if i > 0 {
+                writeln!(f)?;
+            }
+            write!(f, "{}: {}", p.file.display(), p.message.trim_end())?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Problems {}
+
+impl Problems {
+    fn add(&mut self, file: &Path, message: impl Into<String>) {
+        self.0.push(Problem { file: file.into(), message: message.into() });
+    }
+
+    fn or<T>(self, value: T) -> Result<T, Problems> {
+        if self.0.is_empty() { Ok(value) } else { Err(self) }
+    }
+}
+
+/// The payloads that were built, and the tests each one lists.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Catalog {
+    payloads: BTreeMap<String, Payload>,
+}
+
+/// One payload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Payload {
+    /// Its ELF file.
+    pub path: PathBuf,
+    /// The tests in its table: name, and what the test shows.
+    pub tests: Vec<(String, String)>,
+}
+
+impl Catalog {
+    /// An empty catalog.
+    pub fn new() -> Catalog {
+        Catalog::default()
+    }
+
+    /// Adds a payload under its name; a name that is there already is replaced.
+    pub fn add(&mut self, name: impl Into<String>, payload: Payload) {
+        self.payloads.insert(name.into(), payload);
+    }
+
+    /// The payload of this name.
+    pub fn get(&self, name: &str) -> Option<&Payload> {
+        self.payloads.get(name)
+    }
+
+    /// All payloads by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Payload)> {
+        self.payloads.iter().map(|(name, payload)| (name.as_str(), payload))
+    }
+}
+
+/// Reads every case below `dir` (`AREA/NAME.toml`), sorted by id, variants after their base.
+///
+/// # Errors
+///
+/// Everything that is wrong in any of the files; a file that is not a case, too, so that none is
+/// overlooked because of its name or its place.
+pub fn load(dir: &Path) -> Result<Vec<Case>, Problems> {
+    let mut problems = Problems::default();
+    let mut cases = Vec::new();
+    for (area, area_path) in entries(dir, &mut problems) {
+        if !area_path.is_dir() {
+            problems.add(&area_path, "no case: cases are AREA/NAME.toml below the cases directory");
+            continue;
+        }
+        for (file, path) in entries(&area_path, &mut problems) {
+            match file.strip_suffix(".toml") {
+                Some(name) if is_word(&area) && is_word(name) => match fs::read_to_string(&path) {
+                    Ok(text) => parse(&area, name, &path, &text, &mut cases, &mut problems),
+                    Err(e) => problems.add(&path, format!("cannot be read: {e}")),
+                },
+                _ => problems.add(
+                    &path,
+                    "no case: write AREA/NAME.toml, both of lower-case letters, digits, - and _",
+                ),
+            }
+        }
+    }
+    cases.sort_by(|a, b| a.id.cmp(&b.id));
+    problems.or(cases)
+}
+
+fn entries(dir: &Path, problems: &mut Problems) -> Vec<(String, PathBuf)> {
+    let read = fs::read_dir(dir).and_then(|entries| entries.collect::<Result<Vec<_>, _>>());
+    match read {
+        Ok(entries) => entries
+            .into_iter()
+            .map(|e| (e.file_name().to_string_lossy().into_owned(), e.path()))
+            .collect(),
+        Err(e) => {
+            problems.add(dir, format!("cannot be listed: {e}"));
+            Vec::new()
+        }
+    }
+}
+
+/// Reads one file: its base case and its variants.
+fn parse(
+    area: &str,
+    name: &str,
+    file: &Path,
+    text: &str,
+    cases: &mut Vec<Case>,
+    problems: &mut Problems,
+) {
+    let mut table = match text.parse::<toml::Table>() {
+        Ok(table) => table,
+        Err(e) => return problems.add(file, e.to_string()),
+    };
+    let variants = match table.remove("variant") {
+        None => toml::Table::new(),
+        Some(toml::Value::Table(variants)) => variants,
+        Some(_) => return problems.add(file, "`variant` is no table: write [variant.NAME]"),
+    };
+    let id = |variant: Option<&str>| CaseId {
+        area: area.into(),
+        name: name.into(),
+        variant: variant.map(str::to_string),
+    };
+    // An error in the base would come again with each variant.
+    match Spec::deserialize(table.clone()) {
+        Ok(spec) => cases.push(Case { id: id(None), file: file.into(), spec }),
+        Err(e) => return problems.add(file, located(text, &e)),
+    }
+    for (variant, overlay) in variants {
+        let toml::Value::Table(overlay) = overlay else {
+            let message = format!("variant `{variant}` is no table: write [variant.{variant}]");
+            problems.add(file, message);
+            continue;
+        };
+        if !is_word(&variant) {
+            let message = format!("variant `{variant}`: write lower-case letters, digits, - and _");
+            problems.add(file, message);
+            continue;
+        }
+        let mut merged = table.clone();
+        merge(&mut merged, overlay);
+        if merged == table {
+            problems.add(file, format!("variant `{variant}` changes nothing"));
+            continue;
+        }
+        match Spec::deserialize(merged) {
+            Ok(spec) => cases.push(Case { id: id(Some(&variant)), file: file.into(), spec }),
+            Err(e) => problems.add(file, format!("variant `{variant}`: {e}")),
+        }
+    }
+}
+
+/// The error as the parser of the text shows it, with line and column, if it can: the variants,
+/// which it would refuse, are cut off by reading only what comes before them.
+fn located(text: &str, error: &toml::de::Error) -> String {
+    let base = text.find("\n[variant").map_or(text, |end| &text[..=end]);
+    match toml::from_str::<Spec>(base) {
+        Err(with_place) if with_place.message() == error.message() => with_place.to_string(),
+        _ => error.to_string(),
+    }
+}
+
+/// Lays `over` upon `base`: tables are merged, anything else is replaced.
+fn merge(base: &mut toml::Table, over: toml::Table) {
+    for (key, value) in over {
+        match (base.get_mut(&key), value) {
+            (Some(toml::Value::Table(base)), toml::Value::Table(over)) => merge(base, over),
+            (_, value) => {
+                base.insert(key, value);
+            }
+        }
+    }
+}
+
+/// Checks the cases against the payloads and the names this host knows: each case's test exists,
+/// each need can be asked, and each test of each payload but [`SELFTEST`] is used by some case.
+///
+/// # Errors
+///
+/// Everything that does not fit, with the nearest name that would.
+pub fn check(
+    dir: &Path,
+    cases: &[Case],
+    catalog: &Catalog,
+    facts: &dyn HostFacts,
+) -> Result<(), Problems> {
+    let mut problems = Problems::default();
+    let mut used = BTreeSet::new();
+    for case in cases {
+        let test = &case.spec.payload;
+        used.insert((test.payload.as_str(), test.test.as_str()));
+        match catalog.get(&test.payload) {
+            None => {
+                let hint = nearest::hint(&test.payload, catalog.iter().map(|(name, _)| name));
+                let message = format!("`{test}`: no payload `{}` is built{hint}", test.payload);
+                problems.add(&case.file, message);
+            }
+            Some(payload) => {
+                let names = || payload.tests.iter().map(|(name, _)| name.as_str());
+                if !names().any(|name| name == test.test) {
+                    let hint = nearest::hint(&test.test, names());
+                    let message = format!(
+                        "`{test}`: payload `{}` has no test `{}`{hint}",
+                        test.payload, test.test
+                    );
+                    problems.add(&case.file, message);
+                }
+            }
+        }
+        for need in &case.spec.needs {
+            if let Met::Unknown(why) = need.check(facts) {
+                problems.add(&case.file, format!("need `{need}`: {why}"));
+            }
+        }
+    }
+    for (name, payload) in catalog.iter().filter(|(name, _)| *name != SELFTEST) {
+        for (test, _) in payload.tests.iter().filter(|(test, _)| !used.contains(&(name, test))) {
+            let file = dir.join(name).join(format!("{test}.toml"));
+            let message =
+                format!("missing: no case runs `{name}::{test}`; write one here or elsewhere");
+            problems.add(&file, message);
+        }
+    }
+    problems.0.dedup();
+    problems.or(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::facts::fake::FakeFacts;
+
+    const SMALL: &str = "about = \"It works.\"\npayload = \"apic::self_ipi\"\n";
+
+    fn load_files(files: &[(&str, &str)]) -> Result<Vec<Case>, Problems> {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        for (path, text) in files {
+            let path = dir.path().join(path);
+            fs::create_dir_all(path.parent().expect("a parent")).expect("directories");
+            fs::write(path, text).expect("a file");
+        }
+        load(dir.path())
+    }
+
+    fn ids(cases: &[Case]) -> Vec<String> {
+        cases.iter().map(|case| case.id.to_string()).collect()
+    }
+
+    #[test]
+    fn variants_overlay_their_base() {
+        let text = format!(
+            "{SMALL}[machine]\nvcpus = 1\nmemory = \"64M\"\n\
+             [variant.smp2]\nmachine.vcpus = 2\n[variant.slow]\ntimeout = \"60s\"\n"
+        );
+        let cases = load_files(&[("apic/ipi.toml", &text)]).expect("cases");
+        assert_eq!(ids(&cases), ["apic/ipi", "apic/ipi@slow", "apic/ipi@smp2"]);
+        let vcpus: Vec<_> = cases.iter().map(|c| c.spec.machine.vcpus.0).collect();
+        assert_eq!(vcpus, [1, 1, 2]);
+        assert!(cases.iter().all(|c| c.spec.machine.memory.is_some()));
+        assert_eq!(cases[1].spec.timeout.0.as_secs(), 60);
+    }
+
+    #[test]
+    fn cases_are_sorted_whatever_the_directory_says() {
+        let cases = load_files(&[("b/z.toml", SMALL), ("a/y.toml", SMALL), ("b/a.toml", SMALL)]);
+        assert_eq!(ids(&cases.expect("cases")), ["a/y", "b/a", "b/z"]);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_its_file() {
+        for (path, text, says) in [
+            ("a/b.toml", "about = ", "line 1"),
+            ("a/b.toml", &format!("{SMALL}tmeout = \"1s\"\n") as &str, "line 3, column 1"),
+            ("a/b.toml", &format!("{SMALL}tmeout = \"1s\"\n[variant.v]\ntimeout=\"1s\""), "line 3"),
+            (
+                "a/b.toml",
+                &format!("{SMALL}[variant.v]\nmachine.cpus = 2\n"),
+                "variant `v`: unknown",
+            ),
+            ("a/b.toml", &format!("{SMALL}[variant.v]\n"), "variant `v` changes nothing"),
+            (
+                "a/b.toml",
+                &format!("{SMALL}[variant.v]\nvariant.w.about = \"x\"\n"),
+                "unknown field",
+            ),
+            ("a/b.toml", &format!("{SMALL}[variant.V]\ntimeout = \"1s\"\n"), "lower-case"),
+            ("a/b.toml", &format!("{SMALL}[variant]\nv = 1\n"), "variant `v` is no table"),
+            ("a/b.toml", &format!("{SMALL}variant = 1\n"), "`variant` is no table"),
+            ("a/B.toml", SMALL, "no case"),
+            ("a/b.txt", SMALL, "no case"),
+            ("b.toml", SMALL, "no case"),
+            ("A/b.toml", SMALL, "no case"),
+        ] {
+            let problems = load_files(&[(path, text)]).expect_err(text);
+            assert_eq!(problems.0.len(), 1, "{problems}");
+            assert!(problems.0[0].file.ends_with(path), "{problems}");
+            assert!(problems.0[0].message.contains(says), "{says}: {problems}");
+        }
+    }
+
+    #[test]
+    fn all_wrong_files_are_told_at_once() {
+        let problems = load_files(&[("a/b.toml", "x = 1"), ("a/c.toml", "x = 1")]).unwrap_err();
+        assert_eq!(problems.0.len(), 2);
+        assert!(load(Path::new("/no/such/dir")).unwrap_err().to_string().contains("/no/such/dir"));
+    }
+
+    fn catalog() -> Catalog {
+        let mut catalog = Catalog::new();
+        let test = |name: &str| (name.to_string(), String::new());
+        let payload = |tests| Payload { path: "p".into(), tests };
+        catalog.add("apic", payload(vec![test("self_ipi"), test("x2apic_msr")]));
+        catalog.add(SELFTEST, payload(vec![test("hang")]));
+        catalog
+    }
+
+    fn check_files(files: &[(&str, &str)]) -> Result<(), Problems> {
+        let cases = load_files(files).expect("cases");
+        let facts = FakeFacts { cpuid: vec![("x2apic", false)], ..FakeFacts::default() };
+        check(Path::new("cases"), &cases, &catalog(), &facts)
+    }
+
+    const OTHER: (&str, &str) = ("a/o.toml", "about = \"x\"\npayload = \"apic::x2apic_msr\"\n");
+
+    #[test]
+    fn cases_that_use_every_test_are_in_order() {
+        let with_need = format!("{SMALL}needs = [\"cpuid:x2apic\"]\n");
+        assert_eq!(check_files(&[("a/b.toml", &with_need), OTHER]), Ok(()));
+    }
+
+    #[test]
+    fn a_missing_payload_or_test_is_told_with_the_nearest() {
+        for (reference, says) in [
+            ("apci::self_ipi", "no payload `apci` is built; the nearest is `apic`"),
+            ("apic::self_api", "payload `apic` has no test `self_api`; the nearest is `self_ipi`"),
+        ] {
+            let text = format!("about = \"x\"\npayload = \"{reference}\"\n");
+            let files = [("a/b.toml", SMALL), ("a/c.toml", &text), OTHER];
+            let problems = check_files(&files).unwrap_err();
+            assert_eq!(problems.0.len(), 1, "{problems}");
+            assert!(problems.0[0].message.contains(reference), "{problems}");
+            assert!(problems.0[0].message.contains(says), "{problems}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_need_and_a_forgotten_test_are_told() {
+        let text = format!("{SMALL}needs = [\"cpuid:x3apic\"]\n");
+        let problems = check_files(&[("a/b.toml", &text)]).unwrap_err().to_string();
+        assert!(problems.contains("need `cpuid:x3apic`: unknown x3apic"), "{problems}");
+        assert!(problems.contains("no case runs `apic::x2apic_msr`"), "{problems}");
+        assert!(!problems.contains("selftest"), "{problems}");
+    }
+}

@@ -1,0 +1,81 @@
+//! Builds the `vmm` program that cases run.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use crate::process::{self, Ended, Stream};
+
+/// How long a build may take; the first one compiles all dependencies.
+const LIMIT: Duration = Duration::from_secs(20 * 60);
+
+/// Builds package `vmm` of the workspace at `root` with this `cargo`, in the development profile (it
+/// is optimised enough to run cases, and shares its objects with the tests), and returns the
+/// program's path. The compiler's messages go to this process's standard error.
+///
+/// # Errors
+///
+/// The build failed or took longer than twenty minutes; what to run to see it alone.
+pub fn build_vmm(root: &Path, cargo: &OsStr, cancel: &AtomicBool) -> Result<PathBuf, String> {
+    let mut messages = Vec::new();
+    let ended = process::run(
+        Command::new(cargo)
+            .args(["build", "--package", "vmm", "--bin", "vmm"])
+            .arg("--message-format=json-render-diagnostics")
+            .current_dir(root),
+        LIMIT,
+        cancel,
+        &mut |stream, bytes| match stream {
+            Stream::Out => messages.extend_from_slice(bytes),
+            Stream::Err => {
+                use std::io::Write;
+                // A closed standard error is no reason to fail.
+                let _ = std::io::stderr().write_all(bytes);
+            }
+        },
+    );
+    if ended != Ended::Exited(0) {
+        return Err(format!(
+            "cannot build the vmm program: {ended}; `cargo build --package vmm --bin vmm` shows it \
+             alone"
+        ));
+    }
+    executable(&String::from_utf8_lossy(&messages), "vmm").ok_or_else(|| {
+        "cargo built package vmm and named no program `vmm`; is its [[bin]] still there?".into()
+    })
+}
+
+/// The path of the program `name` in cargo's JSON messages.
+fn executable(messages: &str, name: &str) -> Option<PathBuf> {
+    messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .filter(|m| m["reason"] == "compiler-artifact" && m["target"]["name"] == name)
+        .find_map(|m| m["executable"].as_str().map(PathBuf::from))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_program_is_found_in_cargos_messages() {
+        let messages = "noise\n\
+            {\"reason\":\"compiler-artifact\",\"target\":{\"name\":\"vmm\"},\"executable\":null}\n\
+            {\"reason\":\"compiler-artifact\",\"target\":{\"name\":\"x\"},\"executable\":\"/t/x\"}\n\
+            {\"reason\":\"compiler-artifact\",\"target\":{\"name\":\"vmm\"},\"executable\":\"/t/v\"}\n";
+        assert_eq!(executable(messages, "vmm"), Some("/t/v".into()));
+        assert_eq!(executable("{}", "vmm"), None);
+    }
+
+    #[test]
+    fn a_build_that_fails_says_so() {
+        let cancel = AtomicBool::new(false);
+        let error = build_vmm(Path::new("/"), OsStr::new("false"), &cancel).unwrap_err();
+        assert!(error.contains("status 1") && error.contains("cargo build"), "{error}");
+        let error = build_vmm(Path::new("/"), OsStr::new("true"), &cancel).unwrap_err();
+        assert!(error.contains("named no program"), "{error}");
+    }
+}

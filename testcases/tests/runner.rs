@@ -1,0 +1,268 @@
+//! The runner against a stand-in for the VMM: every way a process can end has its outcome, within
+//! its time and without growing. Needs no KVM.
+
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use testcases::case::{Case, CaseId, Spec};
+use testcases::facts::{HostFacts, KvmFlavour};
+use testcases::load::{Catalog, Payload};
+use testcases::need::Met;
+use testcases::require::Require;
+use testcases::runner::{self, CaseResult, RunResult, Setup, Watch};
+use testcases::verdict::Outcome;
+
+/// Long enough for a busy machine, short enough for a test that waits for it.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// A host with everything but one CPUID feature, or without KVM.
+struct Host {
+    kvm: bool,
+}
+
+impl HostFacts for Host {
+    fn kvm(&self) -> Result<(), String> {
+        if self.kvm { Ok(()) } else { Err("no /dev/kvm".into()) }
+    }
+    fn cpuid(&self, feature: &str) -> Met {
+        match feature {
+            "x2apic" => Met::Yes,
+            "pcid" => Met::No("KVM shows no pcid".into()),
+            _ => Met::Unknown(format!("no such feature: {feature}")),
+        }
+    }
+    fn kvm_cap(&self, _: &str) -> Met {
+        Met::Yes
+    }
+    fn module_param(&self, _: &str, _: &str) -> Option<String> {
+        None
+    }
+    fn flavour(&self) -> KvmFlavour {
+        KvmFlavour::Intel
+    }
+    fn cpus(&self) -> usize {
+        2
+    }
+    fn memory(&self) -> u64 {
+        1 << 30
+    }
+    fn free_hugepages(&self, _: u64) -> u64 {
+        0
+    }
+}
+
+#[derive(Default)]
+struct Seen {
+    started: usize,
+    ended: usize,
+}
+
+impl Watch for Seen {
+    fn started(&mut self, _: &Case) {
+        self.started += 1;
+    }
+    fn ended(&mut self, _: &CaseResult) {
+        self.ended += 1;
+    }
+}
+
+/// A case that runs this test of the stand-in; `more` is further TOML.
+fn case(test: &str, more: &str) -> Case {
+    let timeout = if more.contains("timeout =") { "" } else { "timeout = \"100ms\"\n" };
+    let text = format!("about = \"x\"\npayload = \"fake::{test}\"\n{timeout}{more}\n");
+    let spec: Spec = toml::from_str(&text).expect("a case");
+    let id = CaseId { area: "fake".into(), name: test.into(), variant: None };
+    Case { id, file: "x.toml".into(), spec }
+}
+
+struct Options {
+    kvm: bool,
+    require: &'static str,
+    jobs: usize,
+    fail_fast: bool,
+    vmm: PathBuf,
+    cancel: AtomicBool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            kvm: true,
+            require: "",
+            jobs: 4,
+            fail_fast: false,
+            vmm: env!("CARGO_BIN_EXE_fake-vmm").into(),
+            cancel: AtomicBool::new(false),
+        }
+    }
+}
+
+fn run(cases: &[Case], options: &Options) -> (RunResult, tempfile::TempDir) {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let mut catalog = Catalog::new();
+    catalog.add("fake", Payload { path: "fake.elf".into(), tests: vec![] });
+    let setup = Setup {
+        vmm: options.vmm.clone(),
+        runs: dir.path().into(),
+        catalog: &catalog,
+        facts: &Host { kvm: options.kvm },
+        require: Require::parse(options.require).expect("names"),
+        jobs: options.jobs,
+        grace: GRACE,
+        fail_fast: options.fail_fast,
+        cancel: &options.cancel,
+    };
+    let mut seen = Seen::default();
+    let result = runner::run(cases, &setup, &mut seen);
+    assert_eq!((seen.started, seen.ended), (result.results.len(), result.results.len()));
+    (result, dir)
+}
+
+#[test]
+fn every_end_has_its_outcome() {
+    let table = [
+        ("pass", "", Outcome::Pass, ""),
+        ("fail", "", Outcome::Fail, "x.rs:1: wrong"),
+        ("skip", "", Outcome::Skip, "the guest: no such feature"),
+        ("error", "", Outcome::Error, "trap #PF at 0x1234"),
+        ("silent", "", Outcome::Error, "never began its test"),
+        ("liar", "", Outcome::Error, "the report says `fail`"),
+        ("garbage", "", Outcome::Error, "is no report line"),
+        ("timeout", "", Outcome::Fail, "did not end in time"),
+        ("timeout", "expect = \"timeout\"", Outcome::Pass, ""),
+        ("segv", "", Outcome::Error, "killed by signal 11"),
+        ("status_2", "", Outcome::Error, "refused its input"),
+        ("status_4", "", Outcome::Fail, "triple-faulted"),
+        ("status_4", "expect = \"triple-fault\"", Outcome::Pass, ""),
+        ("status_6", "expect = \"triple-fault\"", Outcome::Fail, "expected triple-fault"),
+        ("status_8", "", Outcome::Fail, "every vCPU halted"),
+        ("status_11", "expect = \"exit:5\"", Outcome::Pass, ""),
+        ("status_14", "", Outcome::Error, "the VMM failed"),
+        ("status_101", "", Outcome::Error, "wrote 50 to the exit port, which means nothing"),
+        ("pass", "expect = \"halted\"", Outcome::Fail, "the guest ended and passed"),
+        ("pass", "needs = [\"cpuid:x2apic\"]", Outcome::Pass, ""),
+        ("pass", "needs = [\"cpuid:pcid\"]", Outcome::Skip, "needs cpuid:pcid: KVM shows no pcid"),
+        ("pass", "needs = [\"cpuid:nothing\"]", Outcome::Error, "no such feature: nothing"),
+    ];
+    let cases: Vec<_> = table.iter().map(|(test, more, ..)| case(test, more)).collect();
+    let (result, _dir) = run(&cases, &Options::default());
+    assert_eq!(result.results.len(), table.len());
+    for ((test, more, outcome, reason), got) in table.iter().zip(&result.results) {
+        let verdict = &got.verdict;
+        assert_eq!(verdict.outcome, *outcome, "{test} {more}: {}", verdict.reason);
+        assert!(verdict.reason.contains(reason), "{test} {more}: {}", verdict.reason);
+        assert_eq!(verdict.reason.is_empty(), reason.is_empty(), "{test}: {}", verdict.reason);
+    }
+    assert!(!result.is_good());
+    let values: Vec<_> = result.results[0].values.iter().map(|m| (&m.key[..], m.value)).collect();
+    assert_eq!(values, [("exit_ticks", 42)]);
+    assert_eq!(result.results[7].stderr_tail.last().expect("a report"), "rip 0x100000");
+}
+
+#[test]
+fn a_vmm_that_hangs_is_killed() {
+    let (result, _dir) = run(&[case("hang", "")], &Options::default());
+    let verdict = &result.results[0].verdict;
+    assert_eq!(verdict.outcome, Outcome::Error);
+    assert!(verdict.reason.contains("was killed"), "{}", verdict.reason);
+}
+
+#[test]
+fn a_flood_of_output_is_bounded_in_files_and_in_the_report() {
+    let (result, dir) = run(&[case("flood", "timeout = \"60s\"")], &Options::default());
+    let flood = &result.results[0];
+    assert_eq!(flood.verdict.outcome, Outcome::Pass, "{}", flood.verdict.reason);
+    assert!(flood.serial_bytes > 64 << 20);
+    for log in ["serial.log", "stderr.log"] {
+        let size = dir.path().join("fake/flood").join(log).metadata().expect("a log").len();
+        assert!((1..512 << 10).contains(&size), "{log} has {size} bytes");
+    }
+    let shown: usize = flood.serial_tail.iter().chain(&flood.stderr_tail).map(String::len).sum();
+    assert!(shown < 64 << 10, "{shown} bytes would be shown");
+}
+
+#[test]
+fn the_machine_reaches_the_vmm_and_logs_reach_the_disk() {
+    let more = "expect = \"power-off\"\n[machine]\nvcpus = 2\nmemory = \"64M\"";
+    let (result, dir) = run(&[case("args", more)], &Options::default());
+    assert_eq!(result.results[0].verdict.outcome, Outcome::Pass);
+    let logs = dir.path().join("fake/args");
+    let read = |name| std::fs::read_to_string(logs.join(name)).expect(name);
+    assert_eq!(
+        read("stderr.log").trim(),
+        "run|--payload|fake.elf|--test|args|--cpus|2|--memory|64M|--serial|stdio|--timeout|100ms"
+    );
+    assert_eq!(read("serial.log"), "booting\n## begin args\n");
+    assert!(read("command").contains("fake-vmm run --payload fake.elf --test args"));
+}
+
+#[test]
+fn a_required_skip_is_an_error() {
+    let cases = [case("skip", ""), case("pass", "needs = [\"cpuid:pcid\"]")];
+    for (require, outcomes) in [
+        ("kvm", [Outcome::Skip, Outcome::Skip]),
+        ("guest", [Outcome::Error, Outcome::Skip]),
+        ("cpuid:pcid", [Outcome::Skip, Outcome::Error]),
+        ("all", [Outcome::Error, Outcome::Error]),
+    ] {
+        let (result, _dir) = run(&cases, &Options { require, ..Options::default() });
+        let got: Vec<_> = result.results.iter().map(|r| r.verdict.outcome).collect();
+        assert_eq!(got, outcomes, "{require}");
+    }
+}
+
+#[test]
+fn without_kvm_all_is_skipped_or_required() {
+    let cases = [case("pass", "")];
+    let (result, _dir) = run(&cases, &Options { kvm: false, ..Options::default() });
+    assert_eq!(result.results[0].verdict.outcome, Outcome::Skip);
+    assert_eq!(result.results[0].verdict.reason, "needs kvm: no /dev/kvm");
+    let (result, _dir) = run(&cases, &Options { kvm: false, require: "kvm", ..Options::default() });
+    assert_eq!(result.results[0].verdict.outcome, Outcome::Error);
+}
+
+#[test]
+fn cases_run_side_by_side_up_to_the_jobs() {
+    // Each case passes if it meets the others before its time is over, and is broken if not.
+    let meeting = |jobs: usize| {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let more = format!(
+            "timeout = \"{}\"\n[machine]\ncmdline = \"2 {}\"",
+            if jobs > 1 { "60s" } else { "500ms" },
+            dir.path().display()
+        );
+        let cases = [case("meet", &more), case("meet", &more)];
+        run(&cases, &Options { jobs, ..Options::default() }).0
+    };
+    assert!(meeting(2).is_good(), "two cases on two processors must run at the same time");
+    let alone = meeting(1);
+    assert!(!alone.is_good(), "two cases on one processor must not run at the same time");
+}
+
+#[test]
+fn fail_fast_stops_and_tells_what_was_not_run() {
+    let cases = [case("fail", ""), case("pass", ""), case("skip", "")];
+    let (result, _dir) = run(&cases, &Options { jobs: 1, fail_fast: true, ..Options::default() });
+    assert_eq!(result.results.len(), 1);
+    assert_eq!(result.not_run.iter().map(|id| &id.name[..]).collect::<Vec<_>>(), ["pass", "skip"]);
+    assert!(!result.is_good());
+}
+
+#[test]
+fn a_cancelled_run_starts_nothing_more() {
+    let options = Options { jobs: 1, cancel: AtomicBool::new(true), ..Options::default() };
+    let (result, _dir) = run(&[case("hang", ""), case("pass", "")], &options);
+    assert_eq!(result.results[0].verdict.outcome, Outcome::Error);
+    assert_eq!(result.not_run.len(), 1);
+    assert!(!result.is_good());
+}
+
+#[test]
+fn a_vmm_that_is_not_there_is_an_error() {
+    let options = Options { vmm: "/no/such/vmm".into(), ..Options::default() };
+    let (result, _dir) = run(&[case("pass", "")], &options);
+    let verdict = &result.results[0].verdict;
+    assert_eq!(verdict.outcome, Outcome::Error);
+    assert!(verdict.reason.contains("/no/such/vmm"), "{}", verdict.reason);
+}

@@ -1,0 +1,116 @@
+//! `cargo xtask ci`: everything a change must pass, the likeliest failure first.
+//!
+//! Each stage is a command that a person can type, so a failed one is rerun by its line.
+
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use testcases::process::{self, Ended};
+use testcases::report::text::seconds;
+use testcases::require;
+use testcases::runner::shell_line;
+
+use crate::flags;
+use crate::support::{self, Failure, Outcome};
+
+/// One stage.
+struct Stage {
+    /// What it is called in the table.
+    name: &'static str,
+    /// The words after `cargo`.
+    words: Vec<String>,
+    /// How long it may take at most; a first build of everything on two slow cores fits.
+    limit: Duration,
+}
+
+/// The stages, in order.
+fn stages(require: &str) -> Vec<Stage> {
+    let stage = |name, words: &str, minutes: u64| Stage {
+        name,
+        words: words.split_whitespace().map(str::to_string).collect(),
+        limit: Duration::from_secs(minutes * 60),
+    };
+    let mut cases = stage("cases", "xtask test", 30);
+    if !require.is_empty() {
+        cases.words.extend(["--require".to_string(), require.to_string()]);
+    }
+    vec![
+        stage("format", "fmt --all --check", 2),
+        stage("tidy", "xtask tidy", 10),
+        stage("clippy", "clippy --workspace --all-targets -- -D warnings", 20),
+        stage("tests", "test --workspace", 30),
+        stage("payloads", "xtask payloads --check", 20),
+        cases,
+    ]
+}
+
+/// Runs the command.
+pub fn run(flags: &flags::Ci) -> Outcome {
+    let required = support::required(&flags.require)?.to_string();
+    let cancel = support::cancel_flag()?;
+    let mut rows: Vec<(&str, &str, Duration)> = Vec::new();
+    let mut failed = None;
+    for stage in stages(&required) {
+        if failed.is_some() {
+            rows.push((stage.name, "not run", Duration::ZERO));
+            continue;
+        }
+        let line = shell_line(&[&["cargo".to_string()], &stage.words[..]].concat());
+        println!("==== {}: {line}", stage.name);
+        let mut command = Command::new(support::cargo());
+        command.args(&stage.words).current_dir(support::root());
+        command.env(require::VARIABLE, &required);
+        let start = Instant::now();
+        let ended = process::run_inherited(&mut command, stage.limit, &cancel);
+        let took = start.elapsed();
+        if ended == Ended::Exited(0) {
+            println!("==== {}: passed in {}", stage.name, seconds(took));
+            rows.push((stage.name, "passed", took));
+        } else {
+            println!("==== {}: failed in {}: {ended}", stage.name, seconds(took));
+            rows.push((stage.name, "failed", took));
+            let environment = match required.is_empty() {
+                true => String::new(),
+                false => format!("{}={} ", require::VARIABLE, required),
+            };
+            failed = Some(format!(
+                "stage `{}` failed: {ended}; rerun it: {environment}{line}",
+                stage.name
+            ));
+        }
+    }
+    println!("\n{:<10} {:<8} {:>9}", "stage", "", "time");
+    for (name, result, took) in &rows {
+        println!("{name:<10} {result:<8} {:>9}", seconds(*took));
+    }
+    let total = rows.iter().map(|(_, _, took)| *took).sum();
+    println!("{:<10} {:<8} {:>9}", "total", "", seconds(total));
+    match failed {
+        None => Ok(ExitCode::SUCCESS),
+        Some(message) => Err(Failure::bad(message)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[test]
+    fn stages_that_are_our_own_commands_have_good_flags() {
+        let mut own = 0;
+        for stage in stages("kvm") {
+            assert!(stage.limit > Duration::ZERO);
+            if let Some(("xtask", rest)) = stage.words.split_first().map(|(w, r)| (w.as_str(), r)) {
+                own += 1;
+                let words = ["cargo xtask"].into_iter().chain(rest.iter().map(String::as_str));
+                assert!(flags::Xtask::try_parse_from(words).is_ok(), "{:?}", stage.words);
+            }
+        }
+        assert_eq!(own, 3);
+        let cases = stages("kvm").pop().expect("the last stage");
+        assert_eq!(cases.words.join(" "), "xtask test --require kvm");
+        assert_eq!(stages("").pop().expect("the last stage").words.join(" "), "xtask test");
+    }
+}

@@ -1,0 +1,250 @@
+//! `cargo xtask doctor`: what this machine offers, and what to do about what is missing.
+
+use std::process::{Command, ExitCode};
+
+use testcases::caps;
+use testcases::facts::{HostFacts, KvmFlavour};
+use testcases::linux::LinuxFacts;
+
+use crate::flags;
+use crate::support::Outcome;
+
+/// Processor flags that decide what can be tested here.
+const FLAGS: &[&str] = &[
+    "vmx",
+    "svm",
+    "ept",
+    "npt",
+    "vpid",
+    "hypervisor",
+    "x2apic",
+    "tsc_deadline_timer",
+    "constant_tsc",
+    "nonstop_tsc",
+    "pcid",
+    "invpcid",
+    "smep",
+    "smap",
+    "umip",
+    "pku",
+    "la57",
+    "xsave",
+    "avx",
+    "avx2",
+    "avx512f",
+    "pdpe1gb",
+];
+
+/// Parameters of the KVM modules that decide what can be tested here.
+const PARAMS: &[(&str, &str)] = &[
+    ("kvm", "enable_pmu"),
+    ("kvm", "force_emulation_prefix"),
+    ("kvm", "ignore_msrs"),
+    ("kvm", "tdp_mmu"),
+    ("kvm_intel", "ept"),
+    ("kvm_intel", "unrestricted_guest"),
+    ("kvm_intel", "nested"),
+    ("kvm_intel", "enable_apicv"),
+    ("kvm_amd", "npt"),
+    ("kvm_amd", "nested"),
+    ("kvm_amd", "avic"),
+    ("kvm_amd", "vgif"),
+];
+
+/// Capabilities that decide what can be tested here.
+const CAPS: &[&str] = &[
+    "IRQCHIP",
+    "SPLIT_IRQCHIP",
+    "PIT2",
+    "IRQFD",
+    "IOEVENTFD",
+    "SIGNAL_MSI",
+    "X2APIC_API",
+    "SYNC_REGS",
+    "IMMEDIATE_EXIT",
+    "TSC_DEADLINE_TIMER",
+    "TSC_CONTROL",
+    "ADJUST_CLOCK",
+    "XSAVE2",
+    "NESTED_STATE",
+    "X86_SMM",
+    "HYPERV",
+    "HYPERV_SYNIC",
+    "XEN_HVM",
+    "PMU_CAPABILITY",
+    "X86_USER_SPACE_MSR",
+    "X86_MSR_FILTER",
+    "EXIT_HYPERCALL",
+    "EXCEPTION_PAYLOAD",
+    "X86_TRIPLE_FAULT_EVENT",
+    "X86_DISABLE_EXITS",
+    "DIRTY_LOG_RING",
+    "MANUAL_DIRTY_LOG_PROTECT2",
+    "GUEST_MEMFD",
+    "MEMORY_ATTRIBUTES",
+    "BINARY_STATS_FD",
+];
+
+/// Programs that commands call, and what for.
+const PROGRAMS: &[(&str, &[&str], &str)] = &[
+    ("cargo", &["--version"], "to build anything"),
+    ("cargo", &["fmt", "--version"], "for `cargo xtask ci`: rustup component add rustfmt"),
+    ("cargo", &["clippy", "--version"], "for `cargo xtask ci`: rustup component add clippy"),
+    ("git", &["--version"], "for `cargo xtask tidy`"),
+];
+
+/// Runs the command.
+pub fn run(_: &flags::Doctor) -> Outcome {
+    let facts = LinuxFacts::collect();
+    let mut advice = Vec::new();
+    machine(&facts, &mut advice);
+    programs(&mut advice);
+    let usable = kvm(&facts, &mut advice);
+    println!();
+    match &advice[..] {
+        [] => println!("nothing is missing"),
+        advice => {
+            println!("what to do:");
+            advice.iter().for_each(|line| println!("  - {line}"));
+        }
+    }
+    if usable {
+        println!("cases can run here: `cargo xtask test`");
+        Ok(ExitCode::SUCCESS)
+    } else {
+        println!("no case can run here");
+        Ok(ExitCode::from(1))
+    }
+}
+
+fn row(key: &str, value: impl std::fmt::Display) {
+    println!("{key:<14} {value}");
+}
+
+/// The words on one or more lines, the first of which is a row.
+fn words(key: &str, words: &[&str]) {
+    let lines = wrap(words, 85);
+    row(key, lines.first().map_or("none", String::as_str));
+    lines.iter().skip(1).for_each(|line| row("", line));
+}
+
+/// Joins words to lines of at most `width` characters.
+fn wrap(words: &[&str], width: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in words {
+        match lines.last_mut() {
+            Some(line) if line.len() + 1 + word.len() <= width => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_string()),
+        }
+    }
+    lines
+}
+
+fn machine(facts: &LinuxFacts, advice: &mut Vec<String>) {
+    let files = facts.files();
+    row("kernel", files.kernel());
+    let cpu = |key| files.cpuinfo(key).unwrap_or_else(|| "unknown".into());
+    row("processor", format!("{} ({})", cpu("model name"), cpu("vendor_id")));
+    let has = files.cpu_flags();
+    let (yes, no): (Vec<&str>, Vec<&str>) =
+        FLAGS.iter().partition(|flag| has.iter().any(|f| f == *flag));
+    words("  has", &yes);
+    words("  lacks", &no);
+    row("processors", facts.cpus());
+    let mib = |bytes: u64| format!("{} MiB", bytes >> 20);
+    row("memory", format!("{}, {} free", mib(files.memory()), mib(files.memory_available())));
+    for (name, size) in [("2M", 2 << 20), ("1G", 1 << 30)] {
+        let (free, all) = files.hugepages(size);
+        row("huge pages", format!("{free} of {all} free, {name} each"));
+        if all == 0 && size == 2 << 20 {
+            advice.push(
+                "for cases that need huge pages: echo 64 > \
+                 /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages (as root)"
+                    .into(),
+            );
+        }
+    }
+}
+
+fn programs(advice: &mut Vec<String>) {
+    for (program, args, purpose) in PROGRAMS {
+        let shown = [&[*program], &args[..args.len() - 1]].concat().join(" ");
+        match Command::new(program).args(*args).output() {
+            Ok(out) if out.status.success() => {
+                let version = String::from_utf8_lossy(&out.stdout).trim().to_string();
+                row(&shown, version);
+            }
+            _ => {
+                row(&shown, "missing");
+                advice.push(format!("install `{shown}`: needed {purpose}"));
+            }
+        }
+    }
+}
+
+/// Tells about KVM; whether it can be used.
+fn kvm(facts: &LinuxFacts, advice: &mut Vec<String>) -> bool {
+    let flavour = facts.flavour();
+    row("kvm", flavour);
+    match flavour {
+        KvmFlavour::Intel | KvmFlavour::Amd => {}
+        KvmFlavour::Pvm => advice.push(
+            "kvm-pvm interprets guest CPL 0 code and knows few SSE instructions: cases that need \
+             host:hardware-cpl0 are skipped here; run them on a machine with VMX or SVM"
+                .into(),
+        ),
+        KvmFlavour::Unknown => advice.push(
+            "no KVM vendor module is loaded: `modprobe kvm_intel` or `modprobe kvm_amd` (as root); \
+             if that fails, switch on VT-x or SVM in the firmware, or nested virtualisation in the \
+             hypervisor that runs this machine"
+                .into(),
+        ),
+    }
+    for (module, param) in PARAMS {
+        if let Some(value) = facts.module_param(module, param) {
+            row(&format!("  {module}"), format!("{param}={value}"));
+        }
+    }
+    let (host, cpuid) = match facts.host() {
+        Ok((host, cpuid)) => (host, cpuid),
+        Err(why) => {
+            row("/dev/kvm", "cannot be used");
+            advice.push(why.to_string());
+            return false;
+        }
+    };
+    row("/dev/kvm", format!("usable, up to {} vCPUs in a VM", host.max_cpus()));
+    let (mut yes, mut no) = (Vec::new(), Vec::new());
+    for cap in CAPS {
+        let known = caps::number(cap).map(|number| host.check_extension(number) > 0);
+        if known == Some(true) { &mut yes } else { &mut no }.push(*cap);
+    }
+    words("  can", &yes);
+    words("  cannot", &no);
+    let shown: Vec<&str> =
+        vmm::cpuid::features().filter(|f| cpuid.has(f)).map(|feature| feature.name).collect();
+    words("  cpuid", &shown);
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_capability_asked_for_is_known() {
+        for cap in CAPS {
+            assert!(caps::number(cap).is_some(), "{cap}");
+        }
+    }
+
+    #[test]
+    fn words_are_wrapped() {
+        assert_eq!(wrap(&["aa", "bb", "cc"], 5), ["aa bb", "cc"]);
+        assert_eq!(wrap(&["a-long-word", "b"], 5), ["a-long-word", "b"]);
+        assert_eq!(wrap(&[], 5), Vec::<String>::new());
+    }
+}
