@@ -1,1 +1,64 @@
 //! Generators of scripts, oracles over the board, and the libFuzzer targets.
+//!
+//! Bytes become a [script](vmm::script) ([`generators`]), a script is held against what every
+//! board must obey ([`oracles`]). Both are plain functions, so seeds and regressions run under
+//! `cargo test -p fuzz` with a stable compiler; a libFuzzer target only calls [`board`].
+//!
+//! With cargo-fuzz and a nightly compiler, from the workspace's root:
+//!
+//! ```text
+//! cargo +nightly fuzz run --fuzz-dir fuzz --features libfuzzer board
+//! ```
+//!
+//! Without cargo-fuzz, the same flags by hand:
+//!
+//! ```text
+//! RUSTFLAGS="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+//!   -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
+//!   -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares \
+//!   -Zsanitizer=address -Cdebug-assertions -Ccodegen-units=1 --cfg fuzzing" \
+//! cargo +nightly build --release -p fuzz --bin board --features libfuzzer \
+//!   --target x86_64-unknown-linux-gnu --target-dir target/fuzz
+//! target/fuzz/x86_64-unknown-linux-gnu/release/board -timeout=10 fuzz/corpus/board
+//! ```
+//!
+//! What it finds becomes a file: `cargo run -p fuzz --bin fuzz-script -- ARTIFACT` prints the
+//! least script that still breaks the law. Give it a name that says what went wrong, and put it
+//! into `fuzz/regressions`.
+
+pub mod generators;
+pub mod minimise;
+pub mod oracles;
+
+use vmm::script::BoardSpec;
+use vmm::script::replay::{self, Build};
+
+/// A board to be fuzzed.
+#[derive(Clone)]
+pub struct Board<'a> {
+    /// Its configuration.
+    pub spec: BoardSpec,
+    /// What builds it.
+    pub build: Build<'a>,
+    /// Devices whose state, or some of it, lives on through a reset: a battery's memory.
+    pub keeps: &'a [&'a str],
+}
+
+impl Board<'static> {
+    /// The PC that the `vmm` program has, with the least memory.
+    pub fn pc() -> Board<'static> {
+        Board { spec: BoardSpec::default(), build: &replay::board, keeps: &["rtc"] }
+    }
+}
+
+/// What the target `board` does with its input.
+///
+/// # Panics
+/// When a law is broken; the message holds the script.
+pub fn board(bytes: &[u8]) {
+    let board = Board::pc();
+    let generated = generators::script(bytes, &board);
+    if let Err(violation) = oracles::generated(&generated, &board) {
+        panic!("{violation}\n{}", generated.script);
+    }
+}

@@ -9,6 +9,7 @@ use crate::chips::fw_cfg::{self, FwCfg, Standard};
 use crate::chips::i8042::{self, I8042};
 use crate::chips::post::{self, PostPort};
 use crate::chips::resets::{self, Port92, ResetControl};
+use crate::chips::rtc::{self, Rtc};
 use crate::chips::shutdown::{self, ShutdownPort};
 use crate::chips::testdev::{self, TestDevice};
 use crate::chips::uart::{self, Uart};
@@ -41,12 +42,16 @@ pub fn pc(
         display: false,
         uuid: None,
     });
+    let mut clock_chip = Rtc::new(config.unix_time);
+    clock_chip.set_memory(ram.size());
     let mut pc = Machine::new(ram, clock, backplane);
     let pm = acpi_pm::PM_BASE;
     let at = |(port, gsi): (u16, u32)| ([u64::from(port)], Some(gsi));
 
     let (com1, gsi) = at(uart::COM1);
     pc.add(Box::new(Uart::new("com1")), &com1, gsi)?;
+    let rtc_places = [u64::from(rtc::BASE)];
+    pc.add(Box::new(clock_chip), &rtc_places, Some(rtc::GSI))?;
     let keyboard = [i8042::DATA_PORT, i8042::COMMAND_PORT];
     pc.add(Box::new(I8042::new()), &keyboard, Some(i8042::GSI))?;
     let places = [pm, pm + 4, pm + 8, acpi_pm::SMI_PORT];

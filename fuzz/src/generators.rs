@@ -1,0 +1,501 @@
+//! Bytes to scripts.
+//!
+//! The script is played while it is made, so that it can use what the board answered: values that
+//! were read come back in writes, time goes to the deadlines that devices have, addresses are
+//! those that are mapped. Input that runs out describes reads of the first register, so an empty
+//! input is a valid, boring script. The first bytes choose which kinds of operation there are at
+//! all: a script without resets gets further than one in which everything is as likely.
+//!
+//! What a byte means does not depend on what else there is to choose from, as far as that can be:
+//! new kinds of operation go into free places of their tables, so that a corpus stays worth
+//! something.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use arbitrary::Unstructured;
+use vmm::access::{Access, Dir, Size, Space};
+use vmm::bus::Mapping;
+use vmm::exit::{Exit, SystemEvent};
+use vmm::ram::{HOLE_END, HOLE_START, VGA_END, VGA_START};
+use vmm::script::replay::{Outcome, Player};
+use vmm::script::{Answer, Op, Script, Step};
+
+use crate::Board;
+
+/// The most operations of one script.
+pub const MAX_OPS: usize = 200;
+
+/// The latest time that a script goes to, in nanoseconds: 146 years. What happens when 64 bits of
+/// nanoseconds end is nobody's business.
+const END_OF_TIME: u64 = 1 << 62;
+
+/// A script, and what happened when it was made.
+#[derive(Debug)]
+pub struct Generated {
+    /// The script.
+    pub script: Script,
+    /// What each of its operations came to; one is missing if it panicked.
+    pub outcomes: Vec<Outcome>,
+    /// What the board panicked with, if it did.
+    pub panic: Option<String>,
+}
+
+/// The script that `bytes` describe for this board.
+///
+/// # Panics
+/// When the board cannot be built.
+pub fn script(bytes: &[u8], board: &Board<'_>) -> Generated {
+    let player = Player::new(&board.spec, board.build).expect("a board that can be built");
+    let mut generator = Generator::new(bytes, board, player);
+    let made = catch_unwind(AssertUnwindSafe(|| generator.run()));
+    let Generator { script, outcomes, .. } = generator;
+    Generated { script, outcomes, panic: made.err().map(|panic| words(&*panic)) }
+}
+
+/// What a panic says.
+pub(crate) fn words(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref().copied()).unwrap_or("a panic without words").to_owned()
+}
+
+/// Kinds of operation. Their bits in the swarm's mask do not change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
+enum Kind {
+    Read = 1 << 0,
+    Write = 1 << 1,
+    Again = 1 << 2,
+    Edge = 1 << 3,
+    Nowhere = 1 << 4,
+    Ram = 1 << 5,
+    Input = 1 << 6,
+    Advance = 1 << 7,
+    Timer = 1 << 8,
+    SaveRestore = 1 << 9,
+    Reset = 1 << 10,
+    Exit = 1 << 11,
+}
+
+/// How often each kind is chosen, of 32 times. A kind that the swarm leaves out is a read or a
+/// write instead.
+const KINDS: [Kind; 32] = {
+    use Kind::*;
+    [
+        Read,
+        Write,
+        Read,
+        Write,
+        Read,
+        Write,
+        Read,
+        Write,
+        Read,
+        Write,
+        Read,
+        Write,
+        Write,
+        Write,
+        Again,
+        Again,
+        Again,
+        Edge,
+        Edge,
+        Nowhere,
+        Ram,
+        Ram,
+        Ram,
+        Input,
+        Input,
+        Advance,
+        Advance,
+        Timer,
+        Timer,
+        SaveRestore,
+        Reset,
+        Exit,
+    ]
+};
+
+/// Values at which something may change.
+const EDGES: [u64; 16] = [
+    0,
+    1,
+    0x7f,
+    0x80,
+    0xff,
+    0x100,
+    0x7fff,
+    0x8000,
+    0xffff,
+    0x1_0000,
+    0x7fff_ffff,
+    0x8000_0000,
+    0xffff_ffff,
+    0x1_0000_0000,
+    i64::MAX as u64,
+    u64::MAX,
+];
+
+/// Guest-physical addresses that matter to whoever looks into memory; the first are in RAM.
+const PLACES: [u64; 16] = [
+    0x1000,
+    0,
+    0x1ff0,
+    0x1ffc,
+    0x7c00,
+    VGA_START - 4,
+    VGA_END,
+    0xe_0000,
+    (2 << 20) - 16,
+    (2 << 20) - 1,
+    2 << 20,
+    VGA_START,
+    HOLE_START,
+    0xfee0_0000,
+    HOLE_END,
+    u64::MAX - 3,
+];
+/// How many of them are.
+const RAM_PLACES: usize = 10;
+
+/// How many of the latest values and addresses are remembered.
+const REMEMBERED: usize = 4;
+
+struct Generator<'a> {
+    bytes: Unstructured<'a>,
+    player: Player<'a>,
+    script: Script,
+    outcomes: Vec<Outcome>,
+    mappings: Vec<Mapping>,
+    devices: Vec<&'static str>,
+    /// The kinds of operation that there are.
+    mask: u16,
+    /// The device that most accesses go to.
+    focus: Option<u16>,
+    last: Access,
+    values: [u64; REMEMBERED],
+    places: [u64; REMEMBERED],
+    /// Memory was filled, and no value has led there since.
+    filled: bool,
+}
+
+impl<'a> Generator<'a> {
+    fn new(bytes: &'a [u8], board: &Board<'a>, player: Player<'a>) -> Generator<'a> {
+        let machine = player.machine();
+        let mappings: Vec<Mapping> = machine.bus().mappings().copied().collect();
+        let devices: Vec<_> = machine.devices().collect();
+        let first = mappings.first().map_or((Space::Port, 0), |m| (m.region.space, m.base));
+        let mut generator = Generator {
+            bytes: Unstructured::new(bytes),
+            player,
+            script: Script::new(board.spec.clone(), []),
+            outcomes: Vec::new(),
+            mappings,
+            devices,
+            mask: 0,
+            focus: None,
+            last: Access::read(first.0, first.1, Size::B1),
+            values: [0; REMEMBERED],
+            places: [PLACES[0]; REMEMBERED],
+            filled: false,
+        };
+        generator.mask = match generator.word() as u16 {
+            0 => u16::MAX,
+            mask => mask,
+        };
+        generator.focus = match (generator.byte(), generator.devices.len()) {
+            (0, _) | (_, 0) => None,
+            (byte, devices) => Some((usize::from(byte) % devices) as u16),
+        };
+        generator
+    }
+
+    fn run(&mut self) {
+        while self.script.steps.len() < MAX_OPS {
+            self.operation();
+            if self.bytes.is_empty() {
+                return;
+            }
+        }
+    }
+
+    /// The next byte; 0 when there is none.
+    fn byte(&mut self) -> u8 {
+        self.bytes.arbitrary().unwrap_or(0)
+    }
+
+    fn word(&mut self) -> u64 {
+        u64::from(self.byte()) | u64::from(self.byte()) << 8
+    }
+
+    /// One of `n` (not 0), by one byte if that is enough; the first when there is no input.
+    fn below(&mut self, n: u64) -> u64 {
+        self.bytes.int_in_range(0..=n - 1).unwrap_or(0)
+    }
+
+    fn pick<T: Copy, const N: usize>(&mut self, from: [T; N]) -> T {
+        from[usize::from(self.byte()) % N]
+    }
+
+    fn play(&mut self, op: Op) {
+        // Written down first: if the board panics, this is what it panicked at.
+        self.script.steps.push(Step::new(op));
+        let op = &self.script.steps[self.script.steps.len() - 1].op;
+        let outcome = self.player.step(op);
+        if let (Op::Exit { exit: Exit::Io(_), .. }, Answer::Value(value)) = (op, outcome.answer) {
+            self.values.rotate_right(1);
+            self.values[0] = value;
+        }
+        self.outcomes.push(outcome);
+    }
+
+    fn access(&mut self, access: Access) {
+        self.last = access;
+        self.play(Op::io(access));
+    }
+
+    fn operation(&mut self) {
+        let byte = self.byte();
+        let mut kind = KINDS[usize::from(byte) % KINDS.len()];
+        if self.mask & kind as u16 == 0 {
+            kind = if byte & 0x20 == 0 { Kind::Read } else { Kind::Write };
+        }
+        match kind {
+            Kind::Read => self.register(false),
+            Kind::Write => self.register(true),
+            Kind::Again => self.again(),
+            Kind::Edge => self.edge(),
+            Kind::Nowhere => self.nowhere(),
+            Kind::Ram => self.ram(),
+            Kind::Input => self.input(),
+            Kind::Advance => self.advance(),
+            Kind::Timer => {
+                self.at_deadline(0);
+                self.play(Op::Timer);
+            }
+            Kind::SaveRestore => self.play(Op::SaveRestore),
+            Kind::Reset => self.play(Op::Reset),
+            Kind::Exit => self.exit(),
+        }
+    }
+
+    fn mapping(&mut self) -> Option<Mapping> {
+        let byte = self.byte();
+        if let Some(focus) = self.focus.filter(|_| byte & 0xc0 != 0xc0) {
+            let mine: Vec<_> = self.mappings.iter().filter(|m| m.device == focus).collect();
+            if !mine.is_empty() {
+                return Some(*mine[usize::from(byte) % mine.len()]);
+            }
+        }
+        let n = self.mappings.len();
+        (n > 0).then(|| self.mappings[usize::from(byte) % n])
+    }
+
+    /// Mostly as wide as the region takes, so that registers are met whole.
+    fn size(&mut self, mapping: &Mapping) -> Size {
+        let sizes = match mapping.region.space {
+            Space::Port => &Size::ALL[..3],
+            Space::Mmio => &Size::ALL[..],
+        };
+        match self.byte() {
+            0..0xa0 => mapping.region.widest.min(sizes[sizes.len() - 1]),
+            byte => sizes[usize::from(byte) % sizes.len()],
+        }
+    }
+
+    /// An access inside a region.
+    fn register(&mut self, write: bool) {
+        let Some(m) = self.mapping() else { return self.nowhere() };
+        let size = self.size(&m);
+        // Of a large region, mostly the first registers.
+        let near = if m.region.len > 64 && self.byte() < 0xc0 { 64 } else { m.region.len };
+        let offset = self.below(near);
+        let offset = if self.byte() < 0xe0 { offset - offset % size.bytes() } else { offset };
+        let access = self.make(m.region.space, m.base + offset, size, write);
+        self.access(access);
+    }
+
+    fn make(&mut self, space: Space, addr: u64, size: Size, write: bool) -> Access {
+        // A port's number has 16 bits; an access that reaches over the end begins within.
+        let addr = if space == Space::Port { addr & 0xffff } else { addr };
+        if write {
+            let value = self.value(size);
+            Access::write(space, addr, size, value)
+        } else {
+            Access::read(space, addr, size)
+        }
+    }
+
+    /// The last access, once more or the other way.
+    fn again(&mut self) {
+        let Access { space, addr, size, dir } = self.last;
+        let access = match (self.byte() % 4, dir) {
+            (0 | 1, _) => self.last,
+            (2, Dir::Read) | (3, Dir::Write(_)) => self.make(space, addr, size, true),
+            (_, _) => Access::read(space, addr, size),
+        };
+        self.access(access);
+    }
+
+    /// An access over an edge of a region.
+    fn edge(&mut self) {
+        let Some(m) = self.mapping() else { return self.nowhere() };
+        let sizes = if m.region.space == Space::Port { 3 } else { 4 };
+        let size = Size::ALL[usize::from(self.byte()) % sizes];
+        let edge = if self.byte() & 1 == 0 { m.base } else { m.base + m.region.len };
+        let addr = edge.wrapping_sub(self.below(size.bytes() + 1));
+        let write = self.byte() & 1 == 1;
+        let access = self.make(m.region.space, addr, size, write);
+        self.access(access);
+    }
+
+    /// An access anywhere.
+    fn nowhere(&mut self) {
+        let write = self.byte() & 1 == 1;
+        let access = if self.byte() & 1 == 0 {
+            let addr = self.word();
+            let size = self.pick([Size::B1, Size::B2, Size::B4]);
+            self.make(Space::Port, addr, size, write)
+        } else {
+            let (addr, size) = (self.place(), self.pick(Size::ALL));
+            self.make(Space::Mmio, addr, size, write)
+        };
+        self.access(access);
+    }
+
+    /// A value for a field or register of this width, not cut to it.
+    fn value(&mut self, size: Size) -> u64 {
+        let bits = size.bytes() as u8 * 8;
+        let byte = self.byte();
+        // What was just put into memory is there for a device to find.
+        if self.filled && byte >= 0x80 {
+            self.filled = false;
+            let place = self.places[0];
+            return match byte % 4 {
+                0 => (place as u32).swap_bytes().into(),
+                1 => place.swap_bytes(),
+                _ => place,
+            };
+        }
+        match byte % 9 {
+            0 => self.byte().into(),
+            1 => self.pick(EDGES),
+            2 => 1 << (self.byte() % bits),
+            3 => !(1 << (self.byte() % bits)),
+            4 => self.pick(self.values),
+            5 => self.pick(self.values) ^ 1 << (self.byte() % bits),
+            6 => self.place(),
+            // As a device reads it that takes the other byte order.
+            7 if self.byte() & 1 == 0 => (self.place() as u32).swap_bytes().into(),
+            7 => self.place().swap_bytes(),
+            _ => self.bytes.arbitrary().unwrap_or(0),
+        }
+    }
+
+    /// An address in memory, or beside it.
+    fn place(&mut self) -> u64 {
+        match self.byte() % 4 {
+            0 | 1 => self.pick(self.places),
+            2 => self.pick(PLACES),
+            _ => self.pick(PLACES).wrapping_add(self.byte().into()),
+        }
+    }
+
+    /// Memory with a structure in it: fields of various widths, in either byte order.
+    fn ram(&mut self) {
+        // Mostly where there is memory.
+        let addr = match self.byte() {
+            0..0xe0 => PLACES[usize::from(self.byte()) % RAM_PLACES],
+            _ => self.place(),
+        };
+        let mut bytes = Vec::new();
+        for _ in 0..1 + self.byte() % 8 {
+            let form = self.byte();
+            let size = Size::ALL[usize::from(form) % 4];
+            let value = self.value(size);
+            let size = size.bytes() as usize;
+            match form & 4 {
+                0 => bytes.extend_from_slice(&value.to_le_bytes()[..size]),
+                _ => bytes.extend_from_slice(&value.to_be_bytes()[8 - size..]),
+            }
+        }
+        let after = if self.byte() > 0xe0 { 1 + u32::from(self.byte() % 4) } else { 0 };
+        self.places.rotate_right(1);
+        self.places[0] = addr;
+        self.filled = true;
+        self.play(Op::Ram { addr, bytes, after });
+    }
+
+    fn input(&mut self) {
+        let machine = self.player.machine();
+        let open = |name: &&&'static str| machine.input_room(name).is_some_and(|room| room > 0);
+        let open: Vec<_> = self.devices.iter().filter(open).copied().collect();
+        let all = if open.is_empty() { self.devices.clone() } else { open };
+        if all.is_empty() {
+            return self.nowhere();
+        }
+        let device = all[usize::from(self.byte()) % all.len()].to_owned();
+        let n = usize::from(self.byte() % 20);
+        let bytes = (0..n).map(|_| self.byte()).collect();
+        self.play(Op::Input { device, bytes });
+    }
+
+    fn by(&mut self, by: u64) {
+        let now = self.player.machine().now();
+        self.play(Op::Advance(by.min(END_OF_TIME.saturating_sub(now))));
+    }
+
+    /// Time goes to the next deadline, and `off` beyond it (or short of it).
+    fn at_deadline(&mut self, off: i64) {
+        let machine = self.player.machine();
+        let (now, next) = (machine.now(), machine.next_deadline());
+        let by = next.map_or(1000, |at| at.saturating_sub(now));
+        self.by(by.saturating_add_signed(off));
+    }
+
+    fn advance(&mut self) {
+        match self.byte() % 8 {
+            0 => self.by(1000),
+            1 => self.by(1),
+            2 => self.at_deadline(0),
+            3 => self.at_deadline(-1),
+            4 => self.at_deadline(1),
+            5 => {
+                let exponent = u32::from(self.byte() % 12);
+                self.by(10u64.pow(exponent));
+            }
+            6 => {
+                let by = self.word() * 1000;
+                self.by(by);
+            }
+            _ => {
+                let bits = self.byte() % 63;
+                self.by(1 << bits);
+            }
+        }
+    }
+
+    /// Exits that are no I/O.
+    fn exit(&mut self) {
+        let exit = match self.byte() % 16 {
+            0 => Exit::Interrupted,
+            1 => Exit::Hlt,
+            2 => Exit::Rdmsr { index: self.value(Size::B4) as u32 },
+            3 => Exit::Wrmsr { index: self.value(Size::B4) as u32, value: self.value(Size::B8) },
+            4 => Exit::Hypercall { nr: self.value(Size::B8), args: [self.value(Size::B8), 0, 0] },
+            5 => Exit::IoapicEoi(self.byte()),
+            6 => Exit::SystemEvent(SystemEvent::Reset),
+            7 => Exit::SystemEvent(SystemEvent::Other(self.byte().into())),
+            8 => Exit::Shutdown,
+            9 => Exit::InternalError { suberror: self.byte().into() },
+            10 => Exit::MemoryFault { flags: 8, gpa: self.place(), size: 4096 },
+            11 => Exit::IrqWindow,
+            12 => Exit::SetTpr,
+            13 => Exit::BusLock,
+            14 => Exit::Notify,
+            _ => Exit::Unknown(self.byte().into()),
+        };
+        self.play(Op::Exit { cpu: 0, exit });
+    }
+}

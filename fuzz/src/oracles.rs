@@ -1,0 +1,243 @@
+//! What every board obeys, whatever happens to it.
+//!
+//! Each law is asked of a whole script. [`vmm::laws`] asks more of a single device; what is here
+//! is true of devices together, on a bus, through the same code that answers a guest.
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use vmm::device::Actions;
+use vmm::machine::MachineState;
+use vmm::script::replay::{End, Outcome, Player, Trace};
+use vmm::script::{Answer, Op, Script, Step, parse};
+
+use crate::Board;
+use crate::generators::{Generated, words};
+
+/// What a board must do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Law {
+    /// Nothing panics.
+    Panics,
+    /// The same script has the same trace.
+    Repeats,
+    /// Saving every device and restoring it on a new board, after each operation, changes nothing.
+    Restores,
+    /// After a reset, a board is as a new one that is reset at that time.
+    Resets,
+    /// No access asks for more actions than there is room for.
+    Actions,
+    /// An operation reaches the backplane a bounded number of times.
+    Bounds,
+    /// Once the board's timer has fired, every deadline lies ahead.
+    Deadlines,
+    /// A script's text says what the script says.
+    Text,
+}
+
+/// A law that a board broke.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the board breaks the law `{law}`{}: {what}", at(.step))]
+pub struct Violation {
+    /// The law.
+    pub law: Law,
+    /// The operation at which it showed, if it was one; the first is 1.
+    pub step: Option<usize>,
+    /// What happened.
+    pub what: String,
+}
+
+fn at(step: &Option<usize>) -> String {
+    step.map_or_else(String::new, |step| format!(" at operation {step}"))
+}
+
+impl fmt::Display for Law {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Law::Panics => "nothing panics",
+            Law::Repeats => "the same script has the same trace",
+            Law::Restores => "saving and restoring changes nothing",
+            Law::Resets => "a reset board is as a new one",
+            Law::Actions => "no action is lost",
+            Law::Bounds => "an operation has a bounded number of effects",
+            Law::Deadlines => "a deadline lies ahead",
+            Law::Text => "a script survives its text",
+        })
+    }
+}
+
+impl Law {
+    fn broken(self, step: Option<usize>, what: String) -> Violation {
+        Violation { law: self, step, what }
+    }
+}
+
+/// The most effects of one operation: an access has at most eight pieces; a reset and the timer
+/// go to each device once.
+fn most_effects(devices: usize) -> usize {
+    devices.max(8) * (Actions::MAX + 2)
+}
+
+/// Holds a board against every law, with a script that [`crate::generators::script`] made.
+///
+/// # Errors
+/// The first law that is broken.
+pub fn generated(generated: &Generated, board: &Board<'_>) -> Result<Trace, Violation> {
+    let Generated { script, outcomes, panic } = generated;
+    if let Some(panic) = panic {
+        return Err(Law::Panics.broken(Some(script.steps.len()), panic.clone()));
+    }
+    let trace = check(script, board)?;
+    same(Law::Repeats, script, outcomes, &trace.outcomes)?;
+    Ok(trace)
+}
+
+/// Holds a board against every law.
+///
+/// # Errors
+/// The first law that is broken.
+pub fn check(script: &Script, board: &Board<'_>) -> Result<Trace, Violation> {
+    text(script)?;
+    let mut first = Run::new(script, board);
+    first.play(&[])?;
+    let mut again = Run::new(script, board);
+    again.play(&[])?;
+    let trace = first.trace();
+    same(Law::Repeats, script, &trace.outcomes, &again.outcomes)?;
+    same_end(Law::Repeats, &trace.end, &again.trace().end)?;
+    let mut restored = Run::new(script, board);
+    restored.play(&[Op::SaveRestore])?;
+    same(Law::Restores, script, &trace.outcomes, &restored.outcomes)?;
+    same_end(Law::Restores, &trace.end, &restored.trace().end)?;
+    first.resets()?;
+    Ok(trace)
+}
+
+fn text(script: &Script) -> Result<(), Violation> {
+    let read = parse(script.to_string().as_bytes());
+    match read {
+        Ok(read) if read == *script => Ok(()),
+        Ok(_) => Err(Law::Text.broken(None, "another script is read from it".to_owned())),
+        Err(e) => Err(Law::Text.broken(None, e.to_string())),
+    }
+}
+
+/// One script on one board.
+struct Run<'a> {
+    script: &'a Script,
+    board: &'a Board<'a>,
+    player: Player<'a>,
+    outcomes: Vec<Outcome>,
+}
+
+impl<'a> Run<'a> {
+    fn new(script: &'a Script, board: &'a Board<'a>) -> Run<'a> {
+        let player = Player::new(&script.board, board.build).expect("a board that can be built");
+        Run { script, board, player, outcomes: Vec::with_capacity(script.steps.len()) }
+    }
+
+    /// Plays the script, and after each of its operations those in `between`, whose outcomes must
+    /// be nothing.
+    fn play(&mut self, between: &[Op]) -> Result<(), Violation> {
+        let played = catch_unwind(AssertUnwindSafe(|| {
+            for (at, Step { op, .. }) in self.script.steps.iter().enumerate() {
+                let outcome = self.step(at, op)?;
+                self.outcomes.push(outcome);
+                // What changes memory amid an operation must stand right before it.
+                if matches!(op, Op::Ram { .. }) {
+                    continue;
+                }
+                for op in between {
+                    let Outcome { answer, effects } = self.step(at, op)?;
+                    if answer != Answer::Ok || !effects.is_empty() {
+                        let what = format!("`{op}` after it: `{answer}`, {effects:?}");
+                        return Err(Law::Restores.broken(Some(at + 1), what));
+                    }
+                }
+            }
+            Ok(())
+        }));
+        played.unwrap_or_else(|panic| {
+            Err(Law::Panics.broken(Some(self.outcomes.len() + 1), words(&*panic)))
+        })
+    }
+
+    /// One operation, and the laws that it alone can break.
+    fn step(&mut self, at: usize, op: &Op) -> Result<Outcome, Violation> {
+        let outcome = self.player.step(op);
+        let broken = |law: Law, what: String| Err(law.broken(Some(at + 1), what));
+        if *op == Op::SaveRestore && outcome.answer != Answer::Ok {
+            let why = self.player.refusal().unwrap_or("it is refused");
+            return broken(Law::Restores, why.to_owned());
+        }
+        let lost = self.player.context().lost_actions();
+        if lost > 0 {
+            return broken(Law::Actions, format!("`{op}` loses {lost}"));
+        }
+        let machine = self.player.machine();
+        let (effects, most) = (outcome.effects.len(), most_effects(machine.devices().count()));
+        if effects > most {
+            return broken(Law::Bounds, format!("`{op}` has {effects} effects, above {most}"));
+        }
+        if *op == Op::Timer
+            && let Some(due) = machine.next_deadline().filter(|&due| due <= machine.now())
+        {
+            let now = machine.now();
+            return broken(Law::Deadlines, format!("at {now} ns one is still {due} ns"));
+        }
+        Ok(outcome)
+    }
+
+    fn trace(&mut self) -> Trace {
+        Trace { outcomes: self.outcomes.clone(), end: self.player.end() }
+    }
+
+    /// Resets this board, and one that is new at this time.
+    fn resets(&mut self) -> Result<(), Violation> {
+        let mut new = Run::new(self.script, self.board);
+        let ops = [Op::Advance(self.player.machine().now()), Op::Reset];
+        let reset = catch_unwind(AssertUnwindSafe(|| {
+            let at = self.script.steps.len();
+            ops.iter().try_for_each(|op| new.step(at, op).map(drop))?;
+            self.step(at, &Op::Reset).map(drop)
+        }));
+        reset.unwrap_or_else(|panic| Err(Law::Panics.broken(None, words(&*panic))))?;
+        let (used, new) = (self.player.machine().save(), new.player.machine().save());
+        match differing(&used, &new).find(|name| !self.board.keeps.contains(name)) {
+            Some(name) => {
+                Err(Law::Resets.broken(None, format!("device `{name}` remembers what it was")))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// Names of the devices whose states differ.
+fn differing<'a>(one: &'a MachineState, other: &'a MachineState) -> impl Iterator<Item = &'a str> {
+    let pairs = one.devices.iter().zip(&other.devices);
+    pairs.filter(|(a, b)| a != b).map(|((name, _), _)| name.as_str())
+}
+
+fn same(law: Law, script: &Script, one: &[Outcome], other: &[Outcome]) -> Result<(), Violation> {
+    let pairs = script.steps.iter().zip(one.iter().zip(other));
+    for (at, (step, (one, other))) in pairs.enumerate() {
+        if one != other {
+            let what = format!("`{}`: {one:?}, and then {other:?}", step.op);
+            return Err(law.broken(Some(at + 1), what));
+        }
+    }
+    Ok(())
+}
+
+fn same_end(law: Law, one: &End, other: &End) -> Result<(), Violation> {
+    if one == other {
+        return Ok(());
+    }
+    let names: Vec<_> = differing(&one.state, &other.state).collect();
+    let what = if names.is_empty() {
+        "memory or the counters of faults end differently".to_owned()
+    } else {
+        format!("the state of {} ends differently", names.join(", "))
+    };
+    Err(law.broken(None, what))
+}
