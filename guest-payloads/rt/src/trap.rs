@@ -191,11 +191,13 @@ macro_rules! insn {
 /// is one that nobody expects.
 #[macro_export]
 macro_rules! insn_raw {
-    ($($template:expr),+ $(; $($operands:tt)*)?) => {
+    ($($template:expr),+ $(; $($operands:tt)*)?) => {{
         // SAFETY: as for `insn!`, the machine is the test's.
         #[allow(unused_unsafe)]
-        unsafe { ::core::arch::asm!($($template,)+ $($($operands)*)?) }
-    };
+        unsafe {
+            ::core::arch::asm!($($template,)+ $($($operands)*)?);
+        }
+    }};
 }
 
 /// Forgets a trap noted earlier; part of [`insn!`](crate::insn).

@@ -189,15 +189,12 @@ test!(caches, "The list of caches ends, and each is as large as its parts say.",
         skip!("no list of caches in leaf {number:#x}");
     }
     let mut last_level = 0;
-    let mut count = 0;
     for subleaf in 0..16 {
         let words = leaf(number, subleaf);
         let (kind, level) = (words.eax & 0x1f, words.eax >> 5 & 7);
         if kind == 0 {
-            check!(count > 0, "no cache in leaf {number:#x}");
             return;
         }
-        count += 1;
         check!(kind <= 3, "cache {subleaf} is of kind {kind}");
         check!((1..=4).contains(&level) && level >= last_level, "cache {subleaf}: level {level}");
         last_level = level;

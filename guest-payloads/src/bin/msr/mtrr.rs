@@ -46,13 +46,13 @@ test!(
             let what = format_args!("MTRRphysBase{n}");
             super::write(what, base, 0x8000_0000 | GOOD[n as usize % GOOD.len()], true);
             super::write(what, base, 0x8000_0000 | BAD[n as usize % BAD.len()], false);
-            for bit in (8..12).chain([physical, 63]).filter(|&bit| bit < 64) {
+            for bit in (8..12).chain([physical, 63]).filter(|_| all) {
                 super::write(what, base, 1 << bit, false);
             }
             super::write(what, base, old.0, true);
             let what = format_args!("MTRRphysMask{n}");
             super::write(what, mask, (1 << physical) - 0x1000, true);
-            for bit in (0..11).chain([physical, 63]).filter(|&bit| bit < 64) {
+            for bit in (0..11).chain([physical, 63]).filter(|_| all) {
                 super::write(what, mask, 1 << bit, false);
             }
             super::write(what, mask, old.1, true);
