@@ -88,6 +88,9 @@ test!(stacks_user, "A trap from CPL 3 goes to RSP0 or an IST stack, with a null 
     idt::set_ist(UD, 0);
 });
 
+/// What is done to the low word of a gate.
+type Change<'a> = &'a dyn Fn(u64) -> u64;
+
 /// Writes the low word of a vector's gate.
 fn raw_gate(vector: u8, change: impl Fn(u64) -> u64) {
     let at = idt::base() + 16 * u64::from(vector);
@@ -110,7 +113,7 @@ test!(
         let code32 = cpu::KERNEL_CS32;
         let select = |gate: u64, selector: u16| gate & !0xffff_0000 | u64::from(selector) << 16;
         let kind = |gate: u64, kind: u64| gate & !(0x1f << 40) | kind << 40;
-        let cases: [(&str, &dyn Fn(u64) -> u64, u8, u64); 10] = [
+        let cases: [(&str, Change, u8, u64); 10] = [
             ("not present", &|gate| gate & !(1 << 47), NP, entry(UD)),
             ("a call gate", &|gate| kind(gate, 0xc), GP, entry(UD)),
             ("a TSS", &|gate| kind(gate, 0x9), GP, entry(UD)),

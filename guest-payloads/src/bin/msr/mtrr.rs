@@ -46,6 +46,8 @@ test!(
             let what = format_args!("MTRRphysBase{n}");
             super::write(what, base, 0x8000_0000 | GOOD[n as usize % GOOD.len()], true);
             super::write(what, base, 0x8000_0000 | BAD[n as usize % BAD.len()], false);
+            // Each write costs a flush of page tables; the ranges between get the types alone.
+            let all = n == 0 || n == count - 1;
             for bit in (8..12).chain([physical, 63]).filter(|_| all) {
                 super::write(what, base, 1 << bit, false);
             }
