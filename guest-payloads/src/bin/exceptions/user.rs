@@ -122,24 +122,14 @@ test!(
             check_eq!(trap.rip, code_address(), "RIP, {what}");
             check_eq!(outcome.regs.rsp, user.regs.rsp, "RSP, {what}");
         }
-        // A jump there is the jump's own fault.
+        // The fault of a jump there is the jump's, or on AMD that of the fetch behind it.
         let mut user = User::new(asm_code!("jmp r14"));
         user.regs.r14 = far;
         let End::Trap(trap) = user.run().end else { payload_rt::fail!("jmp went somewhere") };
-        check!(trap.is(GP, 0) && trap.rip == code_address(), "jmp: {trap}");
+        check!(trap.is(GP, 0), "jmp: {trap}, must be #GP(0)");
+        check!([code_address(), far].contains(&trap.rip), "RIP of {trap}, by jmp to {far:#x}");
     }
 );
-
-// SDM volume 2, INTO and BOUND; `int3` and `into` need gates of DPL 3, #BR does not.
-test!(user_traps, "INT3 at CPL 3 is #BP, behind it.", || {
-    idt::set_dpl(BP, 3);
-    for way in [
-        way("int3", asm_code!("int3", "nop"), BP, 1),
-        way("int3 of two nops behind", asm_code!("nop", "nop", "int3"), BP, 3),
-    ] {
-        run(&way);
-    }
-});
 
 test!(user_32, "In 32-bit code INTO is #OF behind it, and BOUND is #BR at it.", || {
     idt::set_dpl(BP, 3);
@@ -169,7 +159,7 @@ test!(
             [
                 ("fninit", asm_code!("fninit", "ret")),
                 ("fld1", asm_code!("fld1", "fstp st(0)", "ret")),
-                ("movups", asm_code!("movups xmm0, [rsp]", "ret")),
+                ("movups", asm_code!("movups xmm0, [rsp - 64]", "ret")),
                 ("xorps", asm_code!("xorps xmm1, xmm1", "ret")),
                 ("fwait", asm_code!("fwait", "ret")),
             ]
