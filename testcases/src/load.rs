@@ -80,20 +80,7 @@ impl Catalog {
     ///
     /// A payload that does not build, or is not what a loader or the runner expects.
     pub fn build(root: &Path) -> Result<Catalog, BuildError> {
-        let built = build::build_payloads(root, &build::Options::default())?;
-        let mut catalog = Catalog::new();
-        for (name, path) in built.payloads {
-            let bytes = fs::read(&path).map_err(|source| BuildError::File {
-                what: "read",
-                path: path.clone(),
-                source,
-            })?;
-            let tests = build::list_tests(&bytes)
-                .map_err(|source| BuildError::Elf { payload: name.clone(), source })?;
-            let tests = tests.into_iter().map(|test| (test.name, test.about)).collect();
-            catalog.add(name, Payload { path, tests });
-        }
-        Ok(catalog)
+        Ok(build::build_payloads(root, &build::Options::default())?.catalog)
     }
 
     /// Adds a payload under its name; a name that is there already is replaced.
