@@ -30,6 +30,7 @@ pub mod generators;
 pub mod minimise;
 pub mod oracles;
 
+use oracles::Restores;
 use vmm::script::BoardSpec;
 use vmm::script::replay::{self, Build};
 
@@ -58,7 +59,7 @@ impl Board<'static> {
 pub fn board(bytes: &[u8]) {
     let board = Board::pc();
     let generated = generators::script(bytes, &board);
-    if let Err(violation) = oracles::generated(&generated, &board) {
+    if let Err(violation) = oracles::generated(&generated, &board, Restores::Eight) {
         panic!("{violation}\n{}", generated.script);
     }
 }
