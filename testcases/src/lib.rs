@@ -7,6 +7,7 @@
 //! says and [`verdict`] judges; [`report`] tells people, CI systems and programs.
 
 pub mod bounded;
+pub mod build;
 pub mod caps;
 pub mod case;
 pub mod facts;
