@@ -7,8 +7,11 @@ use std::path::Path;
 
 use common::input;
 use fuzz::{Board, generators, oracles};
-use vmm::script::replay::check;
-use vmm::script::{Op, parse};
+use vmm::access::{Access, Dir};
+use vmm::bus::Mapping;
+use vmm::exit::Exit;
+use vmm::script::replay::{Player, check};
+use vmm::script::{Answer, Effect, Op, parse};
 
 #[test]
 fn the_pc_obeys_the_laws() {
@@ -46,4 +49,41 @@ fn what_once_went_wrong_stays_right() {
         scripts += 1;
     }
     assert!(scripts > 0, "no script in {}: the folder has moved", folder.display());
+}
+
+/// A generator that reaches nothing finds nothing, and looks well.
+#[test]
+fn the_inputs_reach_what_there_is() {
+    let board = Board::pc();
+    let player = Player::new(&board.spec, board.build).expect("a PC");
+    let mappings: Vec<_> = player.machine().bus().mappings().copied().collect();
+    let mut met = vec![[0; 2]; mappings.len()];
+    let mut seen = [0; 5];
+    for n in 0..300 {
+        let generated = generators::script(&input(n), &board);
+        for (step, outcome) in generated.script.steps.iter().zip(&generated.outcomes) {
+            if let Op::Exit { exit: Exit::Io(Access { space, addr, dir, .. }), .. } = step.op {
+                let here = |m: &Mapping| {
+                    m.region.space == space && addr.wrapping_sub(m.base) < m.region.len
+                };
+                if let Some(at) = mappings.iter().position(here) {
+                    met[at][usize::from(dir != Dir::Read)] += 1;
+                }
+            }
+            seen[0] += usize::from(matches!(outcome.answer, Answer::Stop(_)));
+            for effect in &outcome.effects {
+                match effect {
+                    Effect::Line { .. } => seen[1] += 1,
+                    Effect::Output { .. } => seen[2] += 1,
+                    Effect::Deadline(_) => seen[3] += 1,
+                    Effect::Remap(_) => seen[4] += 1,
+                }
+            }
+        }
+    }
+    for (mapping, met) in mappings.iter().zip(&met) {
+        let (name, base) = (mapping.region.name, mapping.base);
+        assert!(met.iter().all(|&n| n >= 20), "{name} at {base:#x}: {met:?} reads and writes");
+    }
+    assert!(seen.iter().all(|&n| n >= 20), "stops, lines, output, deadlines, remaps: {seen:?}");
 }

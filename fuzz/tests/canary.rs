@@ -202,7 +202,7 @@ fn every_flaw_is_caught_by_the_law_it_breaks() {
         (Flaw::Hurries, Law::Panics, 3),
     ];
     for (flaw, law, steps) in flaws {
-        let Some((found, inputs, least)) = hunt(flaw, 4000) else {
+        let Some((found, inputs, least)) = hunt(flaw, 20_000) else {
             panic!("{flaw:?} is not found");
         };
         println!("{flaw:?}: {found:?} at input {inputs}, {least} operations");

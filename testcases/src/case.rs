@@ -5,7 +5,7 @@
 //! an unknown one is an error that names the file, the key and the known keys.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -31,6 +31,13 @@ pub struct CaseId {
     pub name: String,
     /// The variant, if it is one.
     pub variant: Option<String>,
+}
+
+impl Case {
+    /// The directory of its file, from which its paths go.
+    pub fn dir(&self) -> &Path {
+        self.file.parent().unwrap_or(Path::new(""))
+    }
 }
 
 impl fmt::Display for CaseId {
@@ -100,11 +107,14 @@ pub struct Machine {
     pub hugepages: Option<HugePages>,
     /// More words for the guest's command line, after `test=NAME`.
     pub cmdline: Option<String>,
+    /// Files that are handed to the guest as modules, relative to the case's own file.
+    #[serde(default)]
+    pub modules: Vec<PathBuf>,
 }
 
 impl Machine {
-    /// The machine as options of `vmm run`.
-    pub fn arguments(&self) -> Vec<String> {
+    /// The machine as options of `vmm run`, for a case in the directory `dir`.
+    pub fn arguments(&self, dir: &Path) -> Vec<String> {
         let mut args = Vec::new();
         let mut add = |key: &str, value: Option<String>| {
             if let Some(value) = value {
@@ -119,6 +129,9 @@ impl Machine {
         add("boot", self.boot.map(|v| v.word().into()));
         add("hugepages", self.hugepages.map(|v| v.word().into()));
         add("cmdline", self.cmdline.clone());
+        for module in &self.modules {
+            add("module", Some(dir.join(module).display().to_string()));
+        }
         args
     }
 }
@@ -390,7 +403,7 @@ mod tests {
         assert_eq!(spec.timeout.0, DEFAULT_TIMEOUT);
         assert_eq!(spec.expect, Expect::Pass);
         assert_eq!(spec.machine, Machine::default());
-        assert!(spec.machine.arguments().is_empty());
+        assert!(spec.machine.arguments(Path::new("d")).is_empty());
     }
 
     #[test]
@@ -399,15 +412,15 @@ mod tests {
             "{SMALL}needs = [\"cpuid:x2apic\"]\ntimeout = \"5s\"\nexpect = \"triple-fault\"\n\
              tags = [\"smoke\"]\n[machine]\nvcpus = 2\nmemory = \"64M\"\ncpu = \"host,-pcid\"\n\
              irqchip = \"split\"\npit = \"none\"\nboot = \"pvh\"\nhugepages = \"2M\"\n\
-             cmdline = \"x=1 y\"\n"
+             cmdline = \"x=1 y\"\nmodules = [\"m\"]\n"
         ))
         .expect("a case");
         assert_eq!(spec.expect, Expect::Vmm(VmmEnd::TripleFault));
         assert_eq!(spec.timeout.0, Duration::from_secs(5));
         assert_eq!(
-            spec.machine.arguments().join("|"),
+            spec.machine.arguments(Path::new("d")).join("|"),
             "--cpus|2|--memory|64M|--cpu|host,-pcid|--irqchip|split|--pit|none|--boot|pvh|\
-             --hugepages|2M|--cmdline|x=1 y"
+             --hugepages|2M|--cmdline|x=1 y|--module|d/m"
         );
     }
 

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::build::{self, BuildError};
 use crate::case::{Case, CaseId, Spec, is_word};
 use crate::facts::HostFacts;
 use crate::nearest;
@@ -71,6 +72,28 @@ impl Catalog {
     /// An empty catalog.
     pub fn new() -> Catalog {
         Catalog::default()
+    }
+
+    /// Builds all payloads of the workspace at `root`, and reads their tables of tests.
+    ///
+    /// # Errors
+    ///
+    /// A payload that does not build, or is not what a loader or the runner expects.
+    pub fn build(root: &Path) -> Result<Catalog, BuildError> {
+        let built = build::build_payloads(root, &build::Options::default())?;
+        let mut catalog = Catalog::new();
+        for (name, path) in built.payloads {
+            let bytes = fs::read(&path).map_err(|source| BuildError::File {
+                what: "read",
+                path: path.clone(),
+                source,
+            })?;
+            let tests = build::list_tests(&bytes)
+                .map_err(|source| BuildError::Elf { payload: name.clone(), source })?;
+            let tests = tests.into_iter().map(|test| (test.name, test.about)).collect();
+            catalog.add(name, Payload { path, tests });
+        }
+        Ok(catalog)
     }
 
     /// Adds a payload under its name; a name that is there already is replaced.
@@ -209,7 +232,7 @@ fn merge(base: &mut toml::Table, over: toml::Table) {
 }
 
 /// Checks the cases against the payloads and the names this host knows: each case's test exists,
-/// each need can be asked, and each test of each payload but [`SELFTEST`] is used by some case.
+/// its modules do, each need can be asked, and each test of each payload but [`SELFTEST`] is used by some case.
 ///
 /// # Errors
 ///
@@ -241,6 +264,12 @@ pub fn check(
                     );
                     problems.add(&case.file, message);
                 }
+            }
+        }
+        for module in &case.spec.machine.modules {
+            if !case.dir().join(module).is_file() {
+                let message = format!("module {}: there is no such file", module.display());
+                problems.add(&case.file, message);
             }
         }
         for need in &case.spec.needs {
@@ -381,8 +410,9 @@ mod tests {
 
     #[test]
     fn an_unknown_need_and_a_forgotten_test_are_told() {
-        let text = format!("{SMALL}needs = [\"cpuid:x3apic\"]\n");
+        let text = format!("{SMALL}needs = [\"cpuid:x3apic\"]\nmachine.modules = [\"none\"]\n");
         let problems = check_files(&[("a/b.toml", &text)]).unwrap_err().to_string();
+        assert!(problems.contains("module none: there is no such file"), "{problems}");
         assert!(problems.contains("need `cpuid:x3apic`: unknown x3apic"), "{problems}");
         assert!(problems.contains("no case runs `apic::x2apic_msr`"), "{problems}");
         assert!(!problems.contains("selftest"), "{problems}");

@@ -7,6 +7,7 @@
 //! | `kvm-cap:NAME` | `KVM_CHECK_EXTENSION` answers more than 0 for `KVM_CAP_NAME` |
 //! | `module:MODULE.PARAM=VALUE` | `/sys/module/MODULE/parameters/PARAM` reads VALUE |
 //! | `host:hardware-cpl0` | guest code at CPL 0 runs on the processor, not in KVM's emulator |
+//! | `host:cpl3-entry` | guest CPL 3 code enters CPL 0 by `int n` and `syscall` as on a processor |
 //! | `host:intel`, `host:amd` | the host's KVM is kvm-intel, or kvm-amd |
 //! | `host:cpus>=N` | the process may run on at least N processors |
 //! | `host:memory>=SIZE` | the machine has at least SIZE of memory |
@@ -18,9 +19,8 @@
 use std::fmt;
 
 use crate::facts::{HostFacts, KvmFlavour};
-use vmm::units;
-
 use crate::nearest;
+use vmm::units;
 
 /// One need of a case.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize)]
@@ -50,6 +50,9 @@ pub enum Need {
 pub enum HostNeed {
     /// Guest CPL 0 runs on the processor (VMX or SVM), not in the kernel's instruction emulator.
     HardwareCpl0,
+    /// `int n` and `syscall` at guest CPL 3 enter CPL 0. kvm-pvm makes #UD and #PF of them, whatever
+    /// VMM runs the guest.
+    Cpl3Entry,
     /// The host's KVM is kvm-intel.
     Intel,
     /// The host's KVM is kvm-amd.
@@ -123,6 +126,7 @@ fn module(rest: &str) -> Option<Need> {
 fn host(rest: &str) -> Option<HostNeed> {
     match rest {
         "hardware-cpl0" => return Some(HostNeed::HardwareCpl0),
+        "cpl3-entry" => return Some(HostNeed::Cpl3Entry),
         "intel" => return Some(HostNeed::Intel),
         "amd" => return Some(HostNeed::Amd),
         "hugepages-2M" => return Some(HostNeed::HugePages(2 << 20, "2M".into())),
@@ -146,6 +150,7 @@ impl fmt::Display for Need {
             Need::Module { module, param, value } => write!(f, "module:{module}.{param}={value}"),
             Need::Host(host) => match host {
                 HostNeed::HardwareCpl0 => f.write_str("host:hardware-cpl0"),
+                HostNeed::Cpl3Entry => f.write_str("host:cpl3-entry"),
                 HostNeed::Intel => f.write_str("host:intel"),
                 HostNeed::Amd => f.write_str("host:amd"),
                 HostNeed::Cpus(n) => write!(f, "host:cpus>={n}"),
@@ -183,6 +188,9 @@ impl Need {
                          not known to run it on the processor"
                     )),
                 },
+                HostNeed::Cpl3Entry => met(facts.flavour() != KvmFlavour::Pvm, &|| {
+                    "kvm-pvm makes #UD of `int n` and #PF of `syscall` at CPL 3".into()
+                }),
                 HostNeed::Intel => met(facts.flavour() == KvmFlavour::Intel, &|| {
                     format!("the host's KVM is {}, not kvm-intel", facts.flavour())
                 }),
@@ -223,6 +231,7 @@ mod tests {
             "kvm-cap:X86_SMM",
             "module:kvm_intel.nested=Y",
             "host:hardware-cpl0",
+            "host:cpl3-entry",
             "host:intel",
             "host:amd",
             "host:cpus>=2",
@@ -281,6 +290,7 @@ mod tests {
             ("module:kvm.enable_pmu=N", "kvm.enable_pmu is Y, not N"),
             ("module:kvm_intel.nested=Y", "/sys/module/kvm_intel/parameters/nested"),
             ("host:hardware-cpl0", "kvm-pvm runs guest CPL 0"),
+            ("host:cpl3-entry", "#UD of `int n`"),
             ("host:intel", "the host's KVM is kvm-pvm"),
             ("host:amd", "the host's KVM is kvm-pvm"),
             ("host:cpus>=3", "2 processors, 3 needed"),
@@ -302,6 +312,7 @@ mod tests {
         for flavour in [KvmFlavour::Intel, KvmFlavour::Amd] {
             let facts = FakeFacts { flavour, hugepages: 4, ..FakeFacts::default() };
             assert_eq!(need("host:hardware-cpl0").check(&facts), Met::Yes);
+            assert_eq!(need("host:cpl3-entry").check(&facts), Met::Yes);
             assert_eq!(need("host:hugepages-1G").check(&facts), Met::Yes);
         }
     }

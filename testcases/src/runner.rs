@@ -166,7 +166,7 @@ pub fn command(case: &Case, vmm: &Path, payload: &Path) -> Vec<String> {
     let mut words = vec![vmm.display().to_string(), "run".into()];
     words.extend(["--payload".into(), payload.display().to_string()]);
     words.extend(["--test".into(), case.spec.payload.test.clone()]);
-    words.extend(case.spec.machine.arguments());
+    words.extend(case.spec.machine.arguments(case.dir()));
     words.extend(["--serial".into(), "stdio".into()]);
     words.extend(["--timeout".into(), units::show_duration(case.spec.timeout.0)]);
     words

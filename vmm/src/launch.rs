@@ -164,6 +164,10 @@ fn prepare(options: &Options) -> Result<Prepared, LaunchError> {
         .map(|(path, cmdline)| Ok((file_name(path), read(path, "module")?, cmdline)))
         .collect::<Result<Vec<_>, LaunchError>>()?;
     let host = Host::open(&options.kvm)?;
+    if let Some(total) = crate::host::memory::total().filter(|&total| options.memory > total) {
+        let (asked, host) = (options.memory >> 20, total >> 20);
+        return Err(LaunchError::TooMuchMemory { asked, host });
+    }
     let ram = GuestRam::new(options.memory, options.backing)?;
     let modules: Vec<_> =
         modules.iter().map(|(name, bytes, cmdline)| Module { name, bytes, cmdline }).collect();
@@ -175,8 +179,7 @@ fn prepare(options: &Options) -> Result<Prepared, LaunchError> {
         ..boot::Request::new(&image, &name, &ram)
     })?;
 
-    let mut vm = host.create_vm(&options.vm)?;
-    vm.set_memory(ram.clone())?;
+    let vm = host.create_vm(&options.vm, Some(ram.clone()))?;
     let supported = host.supported_cpuid()?;
     let cpus = options.vm.cpus;
     let topology = Topology::flat(cpus);

@@ -30,6 +30,9 @@ pub const HOLE_END: u64 = 0x1_0000_0000;
 /// The least memory that a board has, in bytes.
 pub const MIN_SIZE: u64 = 2 << 20;
 
+/// The most memory that a board has, in bytes: it must fit a process's address space.
+pub const MAX_SIZE: u64 = 1 << 46;
+
 /// What backs guest memory on the host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Backing {
@@ -71,8 +74,8 @@ impl Backing {
 pub enum RamError {
     /// The size is not one that a board can have.
     #[error(
-        "guest memory of {size} bytes: must be a multiple of {granule} bytes and at least {MIN_SIZE}; \
-         ask for another size"
+        "guest memory of {size} bytes: must be a multiple of {granule} bytes, at least {MIN_SIZE} \
+         and at most {MAX_SIZE}; ask for another size"
     )]
     Size {
         /// What was asked for.
@@ -146,7 +149,7 @@ impl GuestRam {
     /// When `size` does not suit the board or the backing, or the host has no such memory.
     pub fn new(size: u64, backing: Backing) -> Result<GuestRam, RamError> {
         let granule = backing.granule();
-        if size < MIN_SIZE || !size.is_multiple_of(granule) || size > 1 << 46 {
+        if size < MIN_SIZE || !size.is_multiple_of(granule) || size > MAX_SIZE {
             return Err(RamError::Size { size, granule });
         }
         let map = |range: RamRange| {

@@ -38,6 +38,7 @@ fn stages(require: &str) -> Vec<Stage> {
         stage("format", "fmt --all --check", 2),
         stage("tidy", "xtask tidy", 10),
         stage("clippy", "clippy --workspace --all-targets -- -D warnings", 20),
+        stage("lint payloads", "xtask payloads --lint", 20),
         stage("tests", "test --workspace", 30),
         stage("payloads", "xtask payloads --check", 20),
         cases,
@@ -79,12 +80,12 @@ pub fn run(flags: &flags::Ci) -> Outcome {
             ));
         }
     }
-    println!("\n{:<10} {:<8} {:>9}", "stage", "", "time");
+    println!("\n{:<14} {:<8} {:>9}", "stage", "", "time");
     for (name, result, took) in &rows {
-        println!("{name:<10} {result:<8} {:>9}", seconds(*took));
+        println!("{name:<14} {result:<8} {:>9}", seconds(*took));
     }
     let total = rows.iter().map(|(_, _, took)| *took).sum();
-    println!("{:<10} {:<8} {:>9}", "total", "", seconds(total));
+    println!("{:<14} {:<8} {:>9}", "total", "", seconds(total));
     match failed {
         None => Ok(ExitCode::SUCCESS),
         Some(message) => Err(Failure::bad(message)),
@@ -108,7 +109,7 @@ mod tests {
                 assert!(flags::Xtask::try_parse_from(words).is_ok(), "{:?}", stage.words);
             }
         }
-        assert_eq!(own, 3);
+        assert_eq!(own, 4);
         let cases = stages("kvm").pop().expect("the last stage");
         assert_eq!(cases.words.join(" "), "xtask test --require kvm");
         assert_eq!(stages("").pop().expect("the last stage").words.join(" "), "xtask test");

@@ -93,6 +93,9 @@ pub struct Payloads {
     /// Only builds and checks; lists nothing.
     #[arg(long)]
     pub check: bool,
+    /// Runs clippy on the payloads instead, with the flags they are built with.
+    #[arg(long, conflicts_with = "check")]
+    pub lint: bool,
 }
 
 #[cfg(test)]

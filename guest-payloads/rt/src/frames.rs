@@ -1,6 +1,6 @@
 //! Physical memory for the taking: RAM above the payload, below 4 GiB.
 
-use crate::boot::{self, Kind};
+use crate::boot::{self, Kind, Module};
 use crate::sync::SpinLock;
 
 /// Bytes of a page.
@@ -24,26 +24,38 @@ pub fn image_end() -> u64 {
 }
 
 impl Pool {
-    /// Finds the RAM that the image lies in, and what of it is left above image and modules.
+    /// Finds the RAM that the image lies in, and the largest part of it above the image that no
+    /// module takes.
     fn init(&mut self) {
-        let mut start = image_end();
+        let image = image_end();
         let info = boot::info();
-        let Some(ram) = info
-            .regions()
-            .iter()
-            .find(|r| r.kind == Kind::Ram && r.start < start && start <= r.end())
-        else {
-            panic!("the memory map has no RAM that holds the payload up to {start:#x}");
+        let holds = |r: &&boot::Region| r.kind == Kind::Ram && r.start < image && image <= r.end();
+        let Some(ram) = info.regions().iter().find(holds) else {
+            panic!("the memory map has no RAM that holds the payload up to {image:#x}");
         };
-        self.end = ram.end().min(1 << 32) & !(PAGE - 1);
-        for module in info.modules() {
-            let end = module.start.saturating_add(module.len);
-            if module.start < self.end && end > start {
-                start = end;
-            }
-        }
-        self.next = start.next_multiple_of(PAGE);
+        let end = ram.end().min(1 << 32);
+        (self.next, self.end) = largest_gap(image, end, info.modules());
     }
+}
+
+/// The largest run of whole pages from `start` to `end` that no module touches.
+fn largest_gap(start: u64, end: u64, modules: &[Module]) -> (u64, u64) {
+    let after = |m: &Module| m.start.saturating_add(m.len);
+    let mut best = (start, start);
+    for from in modules.iter().map(after).chain([start]).filter(|&from| from >= start) {
+        let to = modules
+            .iter()
+            .filter(|m| m.len > 0 && after(m) > from)
+            .map(|m| m.start.max(from))
+            .min()
+            .unwrap_or(end)
+            .min(end);
+        let (from, to) = (from.next_multiple_of(PAGE), to & !(PAGE - 1));
+        if to.saturating_sub(from) > best.1 - best.0 {
+            best = (from, to);
+        }
+    }
+    best
 }
 
 /// A page of RAM, identity-mapped, the owner's alone until it is freed.
@@ -120,4 +132,21 @@ pub fn left() -> u64 {
         pool.init();
     }
     pool.end - pool.next
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pool_stays_clear_of_modules() {
+        let module = |start, len| Module { start, len };
+        assert_eq!(largest_gap(0x1001, 0x9fff, &[]), (0x2000, 0x9000));
+        assert_eq!(largest_gap(0x1000, 0x9000, &[module(0x1000, 0x1800)]), (0x3000, 0x9000));
+        assert_eq!(largest_gap(0x1000, 0x9000, &[module(0x8800, 0x100)]), (0x1000, 0x8000));
+        let two = [module(0x6000, 0x1000), module(0x2000, 0x1000)];
+        assert_eq!(largest_gap(0x1000, 0x9000, &two), (0x3000, 0x6000));
+        assert_eq!(largest_gap(0x1000, 0x9000, &[module(0, 0x10_0000)]), (0x1000, 0x1000));
+        assert_eq!(largest_gap(0x1000, 0x9000, &[module(0x2000, 0)]), (0x1000, 0x9000));
+    }
 }

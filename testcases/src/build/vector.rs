@@ -131,7 +131,7 @@ mod tests {
             (b"\x0f\x77", "emms"),
             (b"\xd9\xee", "fldz"),
             (b"\xd9\x00", "fld st,dword ptr [rax]"),
-            (b"\x9b", "wait"),
+            (b"\x9b", "fwait"),
             (b"\x0f\xae\x10", "ldmxcsr [rax]"),
             (b"\xdb\x08", "fisttp dword ptr [rax],st"),
         ] {

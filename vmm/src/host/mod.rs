@@ -3,4 +3,5 @@
 pub mod clock;
 pub mod console;
 pub mod events;
+pub mod memory;
 pub mod terminal;

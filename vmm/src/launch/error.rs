@@ -26,6 +26,17 @@ pub enum LaunchError {
     /// The image is none that can be booted.
     #[error(transparent)]
     Boot(#[from] BootError),
+    /// More memory than the host has.
+    #[error(
+        "guest memory of {asked} MiB is more than the {host} MiB of memory and swap that this host \
+         has; ask for less with --memory"
+    )]
+    TooMuchMemory {
+        /// What was asked for, in MiB.
+        asked: u64,
+        /// What there is, in MiB.
+        host: u64,
+    },
     /// No guest memory.
     #[error(transparent)]
     Ram(#[from] RamError),

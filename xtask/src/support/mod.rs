@@ -1,7 +1,6 @@
 //! What the commands share.
 
 pub mod lex;
-pub mod payloads;
 pub mod repository;
 
 use std::path::PathBuf;

@@ -17,8 +17,7 @@ const RELOAD_32: [u8; 14] = [0xb8, 0x10, 0, 0, 0, 0x8e, 0xd8, 0xea, 0x0e, 0, 0x1
 /// Runs what was loaded until it halts, and returns what it wrote to port 0x80.
 fn run(host: &Host, ram: GuestRam, loaded: &Loaded) -> Vec<u64> {
     let config = KvmConfig { irqchip: Irqchip::None, cpus: 1, ..KvmConfig::default() };
-    let mut vm = host.create_vm(&config).expect("a VM");
-    vm.set_memory(ram).expect("memslots");
+    let vm = host.create_vm(&config, Some(ram)).expect("a VM");
     let mut vcpu = vm.create_vcpu(0).expect("a vCPU");
     let cpuid = host.supported_cpuid().expect("a table");
     vcpu.set_cpuid(&cpuid).expect("KVM's own table");

@@ -20,6 +20,7 @@ pub use vm::KvmVm;
 
 use crate::cpuid::{Cpuid, feature};
 use crate::hv::HvError;
+use crate::ram::GuestRam;
 
 /// Where KVM's device node is, unless somebody says otherwise.
 pub const DEV_KVM: &str = "/dev/kvm";
@@ -125,11 +126,11 @@ impl Host {
         u32::try_from(self.kvm.get_max_vcpus()).unwrap_or(u32::MAX)
     }
 
-    /// Makes a VM without memory or vCPUs.
+    /// Makes a VM with this memory, and without vCPUs.
     ///
     /// # Errors
     /// When KVM lacks what `config` asks for, or refuses.
-    pub fn create_vm(&self, config: &KvmConfig) -> Result<KvmVm, HvError> {
+    pub fn create_vm(&self, config: &KvmConfig, ram: Option<GuestRam>) -> Result<KvmVm, HvError> {
         const NEW: &str = "a KVM of Linux 4.12 or later has it";
         self.need(Cap::UserMemory, "KVM_CAP_USER_MEMORY", NEW)?;
         self.need(Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT", NEW)?;
@@ -153,7 +154,7 @@ impl Host {
                 hint: "ask for fewer with --cpus",
             });
         }
-        KvmVm::new(&self.kvm, config)
+        KvmVm::new(&self.kvm, config, ram)
     }
 
     fn need(&self, cap: Cap, name: &str, hint: &'static str) -> Result<(), HvError> {

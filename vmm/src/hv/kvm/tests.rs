@@ -24,10 +24,9 @@ fn host() -> Option<Host> {
 /// A VM whose first vCPU is about to run `code` at 0x1000 in real mode.
 fn guest(host: &Host, code: &[u8], irqchip: Irqchip) -> (KvmVm, KvmVcpu) {
     let config = KvmConfig { irqchip, cpus: 1, ..KvmConfig::default() };
-    let mut vm = host.create_vm(&config).expect("a VM");
     let ram = GuestRam::new(2 << 20, Backing::Auto).expect("2 MiB");
     ram.write(0x1000, code).expect("RAM");
-    vm.set_memory(ram).expect("memslots");
+    let vm = host.create_vm(&config, Some(ram)).expect("a VM");
     let mut vcpu = vm.create_vcpu(0).expect("a vCPU");
     let mut state = vcpu.state().expect("registers");
     let flat = |s: &Segment| Segment { selector: 0, base: 0, ..*s };
@@ -135,7 +134,7 @@ fn exits_bring_rip_along_if_asked_to() {
     let Some(host) = host() else { return };
     let config =
         KvmConfig { irqchip: Irqchip::None, cpus: 1, sync_regs: true, ..Default::default() };
-    let vm = host.create_vm(&config).expect("a VM");
+    let vm = host.create_vm(&config, None).expect("a VM");
     assert!(vm.create_vcpu(0).expect("a vCPU").synced_rip().is_some());
     let (_vm, vcpu) = guest(&host, &[0xf4], Irqchip::None);
     assert_eq!(vcpu.synced_rip(), None);
@@ -145,6 +144,6 @@ fn exits_bring_rip_along_if_asked_to() {
 fn too_many_vcpus_are_refused() {
     let Some(host) = host() else { return };
     let config = KvmConfig { cpus: 1_000_000, ..KvmConfig::default() };
-    let error = host.create_vm(&config).expect_err("nobody has as many").to_string();
+    let error = host.create_vm(&config, None).expect_err("nobody has as many").to_string();
     assert!(error.contains("1000000 vCPUs") && error.contains("--cpus"), "{error}");
 }

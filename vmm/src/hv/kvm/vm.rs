@@ -27,10 +27,19 @@ pub struct KvmVm {
 }
 
 impl KvmVm {
-    pub(super) fn new(kvm: &Kvm, config: &KvmConfig) -> Result<KvmVm, HvError> {
+    pub(super) fn new(
+        kvm: &Kvm,
+        config: &KvmConfig,
+        ram: Option<GuestRam>,
+    ) -> Result<KvmVm, HvError> {
         let fd = call("KVM_CREATE_VM", kvm.create_vm())?;
         call("KVM_SET_IDENTITY_MAP_ADDR", fd.set_identity_map_address(IDENTITY_MAP))?;
         call("KVM_SET_TSS_ADDR", fd.set_tss_address(TSS_ADDRESS))?;
+        // Memory comes before the interrupt controllers: making those starts a grace period of the
+        // kernel's that a memslot set afterwards would wait for, several milliseconds.
+        if let Some(ram) = &ram {
+            set_memory(&fd, ram)?;
+        }
         let enable = |cap: u32, arg: u64, name: &str| {
             let cap = kvm_enable_cap { cap, args: [arg, 0, 0, 0], ..Default::default() };
             call(format!("KVM_ENABLE_CAP of {name}"), fd.enable_cap(&cap))
@@ -54,39 +63,30 @@ impl KvmVm {
             let mask = 1 << KVM_HC_MAP_GPA_RANGE;
             enable(KVM_CAP_EXIT_HYPERCALL, mask, "KVM_CAP_EXIT_HYPERCALL")?;
         }
-        Ok(KvmVm { fd, ram: None, irqchip: config.irqchip, sync_regs: config.sync_regs })
+        Ok(KvmVm { fd, ram, irqchip: config.irqchip, sync_regs: config.sync_regs })
     }
+}
 
-    /// Gives the VM its memory: one memslot for each run of RAM, without the VGA window.
-    ///
-    /// # Errors
-    /// When KVM refuses, or the VM has memory already.
-    pub fn set_memory(&mut self, ram: GuestRam) -> Result<(), HvError> {
-        if self.ram.is_some() {
-            let source = io::Error::from(io::ErrorKind::AlreadyExists);
-            return Err(HvError::Call { what: "giving a VM memory twice".to_owned(), source });
-        }
-        ram.ranges().try_for_each(|range| advise(&ram, range))?;
-        let slots: Vec<RamRange> = ram.ranges().flat_map(without_vga).flatten().collect();
-        for (slot, range) in (0..).zip(slots) {
-            let what =
-                || format!("KVM_SET_USER_MEMORY_REGION of {:#x}+{:#x}", range.start, range.len);
-            let userspace_addr = ram
-                .host_address(range)
-                .map_err(|e| HvError::Call { what: what(), source: io::Error::other(e) })?;
-            let region = kvm_userspace_memory_region {
-                slot,
-                flags: 0,
-                guest_phys_addr: range.start,
-                memory_size: range.len,
-                userspace_addr,
-            };
-            // SAFETY: the memory is mapped, and `self.ram` keeps it for as long as the VM lives.
-            call(what(), unsafe { self.fd.set_user_memory_region(region) })?;
-        }
-        self.ram = Some(ram);
-        Ok(())
+/// One memslot for each run of RAM, without the VGA window. The memory must outlive the VM.
+fn set_memory(fd: &VmFd, ram: &GuestRam) -> Result<(), HvError> {
+    ram.ranges().try_for_each(|range| advise(ram, range))?;
+    let slots: Vec<RamRange> = ram.ranges().flat_map(without_vga).flatten().collect();
+    for (slot, range) in (0..).zip(slots) {
+        let what = || format!("KVM_SET_USER_MEMORY_REGION of {:#x}+{:#x}", range.start, range.len);
+        let userspace_addr = ram
+            .host_address(range)
+            .map_err(|e| HvError::Call { what: what(), source: io::Error::other(e) })?;
+        let region = kvm_userspace_memory_region {
+            slot,
+            flags: 0,
+            guest_phys_addr: range.start,
+            memory_size: range.len,
+            userspace_addr,
+        };
+        // SAFETY: the memory is mapped, and the VM that is being made keeps it for its life.
+        call(what(), unsafe { fd.set_user_memory_region(region) })?;
     }
+    Ok(())
 }
 
 /// Tells the host which page size the memory is to have.

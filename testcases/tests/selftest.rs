@@ -1,0 +1,121 @@
+//! The whole way, with a real guest: the payload `selftest` ends in every way there is, and the runner
+//! must judge each one rightly. Needs /dev/kvm; without it this says so and, if EXITLAB_REQUIRE
+//! names kvm, fails.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use testcases::case::{Case, CaseId};
+use testcases::facts::HostFacts;
+use testcases::linux::LinuxFacts;
+use testcases::load::{Catalog, SELFTEST};
+use testcases::program::build_vmm;
+use testcases::require::{Require, VARIABLE};
+use testcases::runner::{self, CaseResult, Setup, Watch};
+use testcases::verdict::Outcome;
+
+use Outcome::{Error, Fail, Pass, Skip};
+
+/// Test, more of its case, the right outcome, a part of the reason.
+const TABLE: &[(&str, &str, Outcome, &str)] = &[
+    ("pass", "", Pass, ""),
+    ("fail", "", Fail, "two and two"),
+    ("skip", "", Skip, "the guest: nothing to see here"),
+    ("error", "", Error, "on purpose"),
+    ("interrupted", "", Error, "0x55"),
+    ("reports_values", "", Pass, ""),
+    ("prints_much", "", Pass, ""),
+    ("long_reason", "", Fail, "first line"),
+    ("hang", "timeout = \"500ms\"", Fail, "did not end in time"),
+    ("hang", "timeout = \"500ms\"\nexpect = \"timeout\"", Pass, ""),
+    ("halt_forever", "", Fail, "every vCPU halted for ever"),
+    ("halt_forever", "expect = \"halted\"", Pass, ""),
+    ("triple_fault", "", Fail, "the guest triple-faulted"),
+    ("triple_fault", "expect = \"triple-fault\"", Pass, ""),
+    ("triple_fault", "expect = \"halted\"", Fail, "expected halted, but the guest triple-faulted"),
+    ("silent", "", Error, "never said how it ended"),
+    ("unknown_exit", "", Error, "wrote 21 to the exit port"),
+    ("unknown_exit", "expect = \"exit:21\"", Pass, ""),
+    ("wrong_end", "", Error, "the exit value says `fail`, but the report says `pass`"),
+    ("wrong_name", "", Error, "is not about the test `wrong_name`"),
+    ("ends_twice", "", Error, "came after the end of the test"),
+    ("garbage", "", Error, "is no report line"),
+    ("half_a_line", "", Error, "was cut off"),
+    ("fails_on_another_cpu", "[machine]\nvcpus = 2", Fail, "index of the CPU"),
+    ("fails_on_another_cpu", "", Skip, "the guest: one CPU"),
+    ("touches_nothing", "", Pass, ""),
+    ("pass", "expect = \"triple-fault\"", Fail, "expected triple-fault, but the guest ended"),
+];
+
+struct Silent;
+
+impl Watch for Silent {
+    fn started(&mut self, _: &Case) {}
+    fn ended(&mut self, _: &CaseResult) {}
+}
+
+#[test]
+fn every_end_of_a_real_guest_has_its_outcome() {
+    let facts = LinuxFacts::collect();
+    if let Err(why) = facts.kvm() {
+        let required = std::env::var(VARIABLE).unwrap_or_default();
+        assert!(
+            !Require::parse(&required).expect(VARIABLE).forbids(Some(&testcases::need::Need::Kvm)),
+            "{VARIABLE}={required}, but {why}"
+        );
+        // Not by a macro: the test harness would keep that to itself.
+        let note = format!("\nNOT TESTED: selftest runs no guest here: {why}\n\n");
+        std::io::stderr().write_all(note.as_bytes()).expect("standard error");
+        return;
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
+    let cancel = AtomicBool::new(false);
+    let vmm = build_vmm(root, &cargo, &cancel).expect("the vmm program");
+    let catalog = Catalog::build(root).expect("payloads");
+    let runs = tempfile::tempdir().expect("a temporary directory");
+
+    let payload = catalog.get(SELFTEST).expect("the payload");
+    let listed: BTreeSet<_> = payload.tests.iter().map(|(name, _)| &name[..]).collect();
+    let judged: BTreeSet<_> = TABLE.iter().map(|(test, ..)| *test).collect();
+    assert_eq!(listed, judged, "each test of the payload has its line in the table");
+
+    let case = |(number, (test, more, ..)): (usize, &(&str, &str, Outcome, &str))| {
+        let text = format!("about = \"x\"\npayload = \"{SELFTEST}::{test}\"\n{more}\n");
+        let variant = Some(number.to_string());
+        let id = CaseId { area: SELFTEST.into(), name: test.to_string(), variant };
+        Case { id, file: "x.toml".into(), spec: toml::from_str(&text).expect("a case") }
+    };
+    let cases: Vec<Case> = TABLE.iter().enumerate().map(case).collect();
+    let setup = Setup {
+        vmm,
+        runs: runs.path().into(),
+        catalog: &catalog,
+        facts: &facts,
+        require: Require::default(),
+        jobs: facts.cpus(),
+        grace: runner::GRACE,
+        fail_fast: false,
+        cancel: &cancel,
+    };
+    let run = runner::run(&cases, &setup, &mut Silent);
+    let mut wrong = Vec::new();
+    for ((test, more, outcome, reason), got) in TABLE.iter().zip(&run.results) {
+        let fits = got.verdict.outcome == *outcome && got.verdict.reason.contains(reason);
+        if !fits || reason.is_empty() != got.verdict.reason.is_empty() {
+            wrong.push(format!(
+                "{test} {more:?} must be {outcome:?} because {reason:?}:\n{}",
+                testcases::report::text::details(got)
+            ));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    let values = &run.results[5].values;
+    let values: Vec<_> = values.iter().map(|m| (&m.key[..], m.value)).collect();
+    assert_eq!(values, [("zero", 0), ("largest", u64::MAX)]);
+    let much = &run.results[6];
+    assert!(much.serial_tail.iter().any(|line| line.starts_with("line 99 ")));
+}
