@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::build::{self, BuildError};
 use crate::case::{Case, CaseId, Spec, is_word};
 use crate::facts::HostFacts;
 use crate::nearest;
@@ -72,28 +71,6 @@ impl Catalog {
     /// An empty catalog.
     pub fn new() -> Catalog {
         Catalog::default()
-    }
-
-    /// Builds all payloads of the workspace at `root`, and reads their tables of tests.
-    ///
-    /// # Errors
-    ///
-    /// A payload that does not build, or is not what a loader or the runner expects.
-    pub fn build(root: &Path) -> Result<Catalog, BuildError> {
-        let built = build::build_payloads(root, &build::Options::default())?;
-        let mut catalog = Catalog::new();
-        for (name, path) in built.payloads {
-            let bytes = fs::read(&path).map_err(|source| BuildError::File {
-                what: "read",
-                path: path.clone(),
-                source,
-            })?;
-            let tests = build::list_tests(&bytes)
-                .map_err(|source| BuildError::Elf { payload: name.clone(), source })?;
-            let tests = tests.into_iter().map(|test| (test.name, test.about)).collect();
-            catalog.add(name, Payload { path, tests });
-        }
-        Ok(catalog)
     }
 
     /// Adds a payload under its name; a name that is there already is replaced.

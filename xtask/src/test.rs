@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use testcases::case::Case;
 use testcases::facts::HostFacts;
 use testcases::linux::LinuxFacts;
-use testcases::load::{self, Catalog};
+use testcases::load;
 use testcases::program;
 use testcases::report::{HostInfo, json, junit, text};
 use testcases::runner::{self, CaseResult, RunResult, Setup, Watch};
@@ -28,7 +28,7 @@ pub fn run(flags: &flags::Test) -> Outcome {
     let cases = load::load(&dir).map_err(|e| Failure::input(format!("bad cases:\n{e}")))?;
     // A wrong filter is told before anything is built.
     let chosen = select(&cases, &flags.filters, flags.exact).map_err(Failure::input)?;
-    let catalog = Catalog::build(&root).map_err(Failure::bad)?;
+    let catalog = support::payloads(&root)?;
     load::check(&dir, &cases, &catalog, &facts)
         .map_err(|e| Failure::input(format!("bad cases:\n{e}")))?;
     if flags.list {
