@@ -74,6 +74,7 @@ mod entry;
 pub mod frames;
 pub mod idt;
 pub mod irq;
+pub mod line;
 pub mod mem;
 pub mod paging;
 pub mod port;
