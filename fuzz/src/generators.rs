@@ -18,7 +18,7 @@ use vmm::access::{Access, Dir, Size, Space};
 use vmm::bus::Mapping;
 use vmm::exit::{Exit, SystemEvent};
 use vmm::ram::{HOLE_END, HOLE_START, VGA_END, VGA_START};
-use vmm::script::replay::{Outcome, Player};
+use vmm::script::replay::{Outcome, Player, Trace};
 use vmm::script::{Answer, Op, Script, Step};
 
 use crate::Board;
@@ -35,10 +35,8 @@ const END_OF_TIME: u64 = 1 << 62;
 pub struct Generated {
     /// The script.
     pub script: Script,
-    /// What each of its operations came to; one is missing if it panicked.
-    pub outcomes: Vec<Outcome>,
-    /// What the board panicked with, if it did.
-    pub panic: Option<String>,
+    /// Its trace, or what the board panicked with at the last operation.
+    pub played: Result<Trace, String>,
 }
 
 /// The script that `bytes` describe for this board.
@@ -49,8 +47,12 @@ pub fn script(bytes: &[u8], board: &Board<'_>) -> Generated {
     let player = Player::new(&board.spec, board.build).expect("a board that can be built");
     let mut generator = Generator::new(bytes, board, player);
     let made = catch_unwind(AssertUnwindSafe(|| generator.run()));
-    let Generator { script, outcomes, .. } = generator;
-    Generated { script, outcomes, panic: made.err().map(|panic| words(&*panic)) }
+    let Generator { script, outcomes, mut player, .. } = generator;
+    let played = match made {
+        Ok(()) => Ok(Trace { outcomes, end: player.end() }),
+        Err(panic) => Err(words(&*panic)),
+    };
+    Generated { script, played }
 }
 
 /// What a panic says.

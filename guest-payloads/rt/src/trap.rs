@@ -69,6 +69,8 @@ pub struct Trap {
     pub rip: u64,
     /// CR2 of a page fault; 0 for other vectors.
     pub cr2: u64,
+    /// RFLAGS as the CPU saved it.
+    pub rflags: u64,
 }
 
 impl Trap {
@@ -211,7 +213,13 @@ pub fn taken() -> Result<(), Trap> {
 
 impl From<Caught> for Trap {
     fn from(c: Caught) -> Trap {
-        Trap { vector: c.vector as u8, error_code: c.error_code, rip: c.rip, cr2: c.cr2 }
+        Trap {
+            vector: c.vector as u8,
+            error_code: c.error_code,
+            rip: c.rip,
+            cr2: c.cr2,
+            rflags: c.rflags,
+        }
     }
 }
 
@@ -289,12 +297,15 @@ pub(crate) extern "C" fn rt_trap(frame: &mut Frame) {
         error_code: frame.error_code,
         rip: frame.rip,
         cr2,
+        rflags: frame.rflags,
     };
     // An interrupt nobody registered for is no business of the interrupted instruction.
     if vector < 32 && vector != NMI as usize {
         if let Some(end) = range_end(frame.rip, vector) {
             cpu.set_caught(caught);
             frame.rip = end;
+            // A single step has done its work; what it would stop at next is the runtime.
+            frame.rflags &= !reg::FLAG_TF;
             return;
         }
         let record = cpu.catch.load(Relaxed) as *const Record;
