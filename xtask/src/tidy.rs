@@ -6,7 +6,7 @@
 use std::process::ExitCode;
 
 use crate::flags;
-use crate::support::lex::{self, NamedPath, Token};
+use crate::support::lex::{self, NamedPath};
 use crate::support::repository::{Finding, Repository};
 use crate::support::{Outcome, root};
 
