@@ -67,6 +67,7 @@
 
 pub mod apic;
 pub mod boot;
+pub mod clock;
 pub mod cpu;
 pub mod cpuid;
 #[cfg(feature = "bare-metal")]
