@@ -249,6 +249,9 @@ pub fn check(
                 problems.add(&case.file, message);
             }
         }
+        if case.spec.because.is_some() && case.spec.needs.is_empty() {
+            problems.add(&case.file, "`because` without `needs`: it says why those are".to_owned());
+        }
         for need in &case.spec.needs {
             if let Met::Unknown(why) = need.check(facts) {
                 problems.add(&case.file, format!("need `{need}`: {why}"));
@@ -394,6 +397,9 @@ mod tests {
         assert!(problems.contains("module none: there is no such file"), "{problems}");
         assert!(problems.contains("need `cpuid:x3apic`: unknown x3apic"), "{problems}");
         assert!(problems.contains("no case runs `apic::x2apic_msr`"), "{problems}");
+        let text = format!("{SMALL}because = \"it must\"\n");
+        let reason = check_files(&[("a/b.toml", &text), OTHER]).unwrap_err().to_string();
+        assert!(reason.contains("`because` without `needs`"), "{reason}");
         assert!(!problems.contains("selftest"), "{problems}");
     }
 }

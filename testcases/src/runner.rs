@@ -205,7 +205,10 @@ fn run_case(case: &Case, setup: &Setup<'_>) -> CaseResult {
         match need.check(setup.facts) {
             Met::Yes => {}
             Met::No(why) => {
-                result.verdict = skip(setup, Some(need), &format!("needs {need}: {why}"));
+                let because = case.spec.because.as_ref().filter(|_| *need != Need::Kvm);
+                let because = because.map_or(String::new(), |b| format!("; {}", b.0));
+                let reason = format!("needs {need}: {why}{because}");
+                result.verdict = skip(setup, Some(need), &reason);
                 result.unmet = Some(need.clone());
                 return result;
             }
