@@ -7,6 +7,9 @@ use crate::port;
 /// Command port of the first and of the second controller; the data port is one above.
 pub const COMMAND: [u16; 2] = [0x20, 0xa0];
 
+/// Ports of the two edge/level control registers (of the chipset, not of the 8259A), which firmware
+/// may have set: a bit is an IRQ that is level-triggered.
+const ELCR: [u16; 2] = [0x4d0, 0x4d1];
 /// OCW2: non-specific end of interrupt.
 const EOI: u8 = 0x20;
 
@@ -20,6 +23,7 @@ pub fn init(base: u8) {
         port::out8(command + 1, icw3);
         port::out8(command + 1, 0x01);
         port::out8(command + 1, 0xff);
+        port::out8(ELCR[chip], 0);
     }
 }
 
