@@ -91,7 +91,7 @@ pub fn connect(gsi: u8, vector: u8, trigger: Trigger, through: Through) -> u8 {
             let open: u16 = !(1 << gsi | if gsi < 8 { 0 } else { 1 << 2 });
             port::out8(0x21, open as u8);
             port::out8(0xa1, (open >> 8) as u8);
-            base | gsi % 8
+            base | (gsi % 8)
         }
     }
 }
