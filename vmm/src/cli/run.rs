@@ -1,7 +1,7 @@
 //! `vmm run`.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 use vmm::boot::Protocol;
@@ -159,14 +159,17 @@ impl Run {
     /// Runs the guest; gives the exit status.
     pub fn main(self) -> u8 {
         let on_reset = self.on_reset;
-        let options = match self.options() {
+        let mut options = match self.options() {
             Ok(options) => options,
             Err(message) => {
                 eprintln!("vmm: {message}");
                 return USAGE;
             }
         };
+        // The time is the guest's in all, however often it starts again.
+        let end = options.timeout.map(|timeout| Instant::now() + timeout);
         loop {
+            options.timeout = end.map(|end| end.saturating_duration_since(Instant::now()));
             match launch::run(&options) {
                 Err(e) => {
                     complain(&e);

@@ -1,0 +1,5 @@
+//! x
+#![no_std]
+#![no_main]
+#![forbid(unsafe_code)]
+use payload_rt as _;
