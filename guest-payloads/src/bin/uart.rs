@@ -180,7 +180,7 @@ test!(
             }
             // As strings: a FIFO full at once.
             for round in 0..4_u8 {
-                let sent: [u8; 16] = core::array::from_fn(|i| round * 16 + i as u8 ^ 0x5a);
+                let sent: [u8; 16] = core::array::from_fn(|i| (round * 16 + i as u8) ^ 0x5a);
                 let mut received = [0; 16];
                 port::out8_rep(DATA, &sent);
                 // Sent at the line's pace on some hosts.
