@@ -72,6 +72,9 @@ pub struct Spec {
     /// What the host must offer; see [`crate::need`].
     #[serde(default)]
     pub needs: Vec<Need>,
+    /// Why the needs are what they are: told with the reason of a skip.
+    #[serde(default)]
+    pub because: Option<Because>,
     /// How long the guest may run, written like `10s`; within [`TIMEOUTS`].
     #[serde(default)]
     pub timeout: Timeout,
@@ -230,6 +233,13 @@ checked! {
             return Err("say in one sentence what holds if the case passes".into());
         }
         Ok(text)
+    };
+    /// Why a case needs what it needs, without a full stop at its end.
+    Because(String) = |text| {
+        match text.trim().is_empty() || text.ends_with('.') {
+            true => Err(format!("`because` is {text:?}: one reason, without a full stop")),
+            false => Ok(text),
+        }
     };
 
     /// A duration within [`TIMEOUTS`].
@@ -466,6 +476,7 @@ mod tests {
         }
         for (text, says) in [
             ("about = \" \"\npayload = \"a::b\"", "one sentence"),
+            ("about = \"x\"\npayload = \"a::b\"\nbecause = \"So.\"", "without a full stop"),
             ("about = \"x\"\npayload = \"a:b\"", "PAYLOAD::TEST"),
             ("about = \"x\"\npayload = \"::b\"", "PAYLOAD::TEST"),
         ] {

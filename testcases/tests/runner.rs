@@ -157,7 +157,7 @@ fn every_end_has_its_outcome() {
     assert!(!result.is_good());
     let values: Vec<_> = result.results[0].values.iter().map(|m| (&m.key[..], m.value)).collect();
     assert_eq!(values, [("exit_ticks", 42)]);
-    assert_eq!(result.results[7].stderr_tail.last().expect("a report"), "rip 0x100000");
+    assert_eq!(result.results[7].report.last().expect("a report"), "rip 0x100000");
 }
 
 #[test]
@@ -178,7 +178,7 @@ fn a_flood_of_output_is_bounded_in_files_and_in_the_report() {
         let size = dir.path().join("fake/flood").join(log).metadata().expect("a log").len();
         assert!((1..512 << 10).contains(&size), "{log} has {size} bytes");
     }
-    let shown: usize = flood.serial_tail.iter().chain(&flood.stderr_tail).map(String::len).sum();
+    let shown: usize = flood.serial_tail.iter().chain(&flood.report).map(String::len).sum();
     assert!(shown < 64 << 10, "{shown} bytes would be shown");
 }
 

@@ -47,7 +47,8 @@ pub fn run(flags: &flags::Test) -> Outcome {
         catalog: &catalog,
         facts: &facts,
         require,
-        jobs: flags.jobs.map_or_else(|| facts.cpus(), usize::from),
+        // A case waits for about as long as it computes: for its timers, and for KVM to take a VM apart.
+        jobs: flags.jobs.map_or_else(|| 2 * facts.cpus(), usize::from),
         grace: runner::GRACE,
         fail_fast: flags.fail_fast,
         cancel: &cancel,

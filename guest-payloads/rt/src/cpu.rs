@@ -89,11 +89,6 @@ pub(crate) struct Caught {
     pub(crate) rflags: u64,
 }
 
-impl Caught {
-    pub(crate) const NONE: Caught =
-        Caught { valid: 0, vector: 0, error_code: 0, rip: 0, cr2: 0, rflags: 0 };
-}
-
 /// Bookkeeping of one CPU, at the start of its block. All zeroes is its initial state.
 #[repr(C)]
 pub(crate) struct Cpu {
@@ -135,6 +130,15 @@ impl Cpu {
     pub(crate) fn set_caught(&self, caught: Caught) {
         // SAFETY: as in `caught`.
         unsafe { self.caught.get().write_volatile(caught) }
+    }
+    pub(crate) fn has_caught(&self) -> bool {
+        // SAFETY: as in `caught`.
+        unsafe { (&raw const (*self.caught.get()).valid).read_volatile() != 0 }
+    }
+    /// Forgets what was caught.
+    pub(crate) fn clear_caught(&self) {
+        // SAFETY: as in `caught`.
+        unsafe { (&raw mut (*self.caught.get()).valid).write_volatile(0) }
     }
     /// Address of the block.
     pub(crate) fn base(&self) -> usize {

@@ -76,7 +76,11 @@ pub fn count() -> usize {
 
 /// The local APIC's identifier of CPU `index`.
 pub fn apic_id(index: usize) -> u32 {
-    if index == 0 { apic::local().id() } else { block(index).apic_id.load(Ordering::Relaxed) }
+    // Before `start` nobody has noted the identifier of the CPU that booted.
+    if index == cpu::index() {
+        return apic::local().id();
+    }
+    block(index).apic_id.load(Ordering::Relaxed)
 }
 
 /// Starts all other CPUs by a broadcast INIT and start-up IPI, and says how many CPUs there are.
@@ -118,6 +122,7 @@ pub fn start() -> usize {
         panic!("the local APIC is off, so no other CPU can be started");
     }
     apic.enable();
+    cpu::this().apic_id.store(apic.id(), Ordering::Relaxed);
     let start_up = Delivery::StartUp((TRAMPOLINE / frames::PAGE) as u8);
     apic.send(Delivery::Init, Destination::Others);
     time::delay(200);

@@ -203,14 +203,14 @@ macro_rules! insn_raw {
 /// Forgets a trap noted earlier; part of [`insn!`](crate::insn).
 #[inline(always)]
 pub fn arm() {
-    cpu::this().set_caught(Caught::NONE);
+    cpu::this().clear_caught();
 }
 
 /// The trap noted since [`arm`]; part of [`insn!`](crate::insn).
 #[inline(always)]
 pub fn taken() -> Result<(), Trap> {
-    let caught = cpu::this().caught();
-    if caught.valid == 0 { Ok(()) } else { Err(Trap::from(caught)) }
+    let cpu = cpu::this();
+    if cpu.has_caught() { Err(Trap::from(cpu.caught())) } else { Ok(()) }
 }
 
 impl From<Caught> for Trap {
@@ -264,7 +264,7 @@ pub fn catch<T>(f: impl FnOnce() -> T) -> Result<T, Trap> {
     let mut record = Record { rsp: 0, outer };
     let record = &raw mut record;
     cpu.catch.store(record as usize, Relaxed);
-    cpu.set_caught(Caught::NONE);
+    cpu.clear_caught();
     // SAFETY: `run` is given the job it was made for; the record lives until the call is over,
     // and the handler uses it only while `cpu.catch` names it.
     let trapped = unsafe { rt_catch_call(run, (&raw mut job).cast(), record) };
