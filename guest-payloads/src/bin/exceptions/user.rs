@@ -131,6 +131,18 @@ test!(
     }
 );
 
+// SDM volume 3, 7.15, #BP: a trap, through a gate of DPL 3.
+test!(user_traps, "INT3 at CPL 3 is #BP, behind it.", || {
+    idt::set_dpl(BP, 3);
+    for way in [
+        way("int3", asm_code!("int3", "nop"), BP, 1),
+        way("int3 behind two nops", asm_code!("nop", "nop", "int3"), BP, 3),
+    ] {
+        run(&way);
+    }
+});
+
+// SDM volume 2, INTO and BOUND; `int3` and `into` need gates of DPL 3, #BR does not.
 test!(user_32, "In 32-bit code INTO is #OF behind it, and BOUND is #BR at it.", || {
     idt::set_dpl(BP, 3);
     idt::set_dpl(OF, 3);
