@@ -9,6 +9,9 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
+use payload_abi::ExitValue;
+use vmm::units;
+
 use crate::bounded::{Bounded, excerpt};
 use crate::case::{Case, CaseId};
 use crate::facts::HostFacts;
@@ -19,7 +22,6 @@ use crate::require::Require;
 use crate::schedule::Schedule;
 use crate::transcript::{Measured, Transcript};
 use crate::verdict::{Outcome, Verdict, verdict};
-use vmm::units;
 
 /// How much longer than the guest's time the VMM's process may take: to set up, to notice the timeout
 /// itself and to write its report; for [`Setup::grace`].
@@ -227,6 +229,15 @@ fn run_case(case: &Case, setup: &Setup<'_>) -> CaseResult {
     execute(case, setup, &mut result);
     if result.verdict.outcome == Outcome::Skip {
         result.verdict = skip(setup, None, &format!("the guest: {}", result.verdict.reason));
+    }
+    // Only what the guest itself reports is the bug that is known; a guest that dies is another.
+    let said_fail = result.ended == Some(Ended::Exited(ExitValue::Fail.status()));
+    if let Some(bug) = &case.spec.known_bug
+        && result.verdict.outcome == Outcome::Fail
+        && said_fail
+    {
+        let reason = format!("a known bug: {}; {}", bug.0, result.verdict.reason);
+        result.verdict = skip(setup, None, &reason);
     }
     result
 }

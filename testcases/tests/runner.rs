@@ -119,6 +119,8 @@ fn run(cases: &[Case], options: &Options) -> (RunResult, tempfile::TempDir) {
     (result, dir)
 }
 
+const KNOWN: &str = "known_bug = \"of long standing\"";
+
 #[test]
 fn every_end_has_its_outcome() {
     let table = [
@@ -143,6 +145,16 @@ fn every_end_has_its_outcome() {
         ("pass", "expect = \"halted\"", Outcome::Fail, "the guest ended and passed"),
         ("pass", "needs = [\"cpuid:x2apic\"]", Outcome::Pass, ""),
         ("pass", "needs = [\"cpuid:pcid\"]", Outcome::Skip, "needs cpuid:pcid: KVM shows no pcid"),
+        (
+            "pass",
+            "needs = [\"cpuid:pcid\"]\nbecause = \"it flushes\"",
+            Outcome::Skip,
+            "needs cpuid:pcid: KVM shows no pcid; it flushes",
+        ),
+        ("fail", KNOWN, Outcome::Skip, "a known bug: of long standing; x.rs:1: wrong"),
+        ("pass", KNOWN, Outcome::Pass, ""),
+        ("error", KNOWN, Outcome::Error, "trap #PF at 0x1234"),
+        ("status_4", KNOWN, Outcome::Fail, "triple-faulted"),
         ("pass", "needs = [\"cpuid:nothing\"]", Outcome::Error, "no such feature: nothing"),
     ];
     let cases: Vec<_> = table.iter().map(|(test, more, ..)| case(test, more)).collect();
