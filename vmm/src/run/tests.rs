@@ -128,6 +128,25 @@ fn one_vcpus_end_takes_the_others_out_of_the_guest() {
 }
 
 #[test]
+fn a_probe_before_the_vcpu_had_a_kicker_is_answered() {
+    let control = Control::new(1, Box::new(|| {}));
+    control.start_probe();
+    std::thread::scope(|s| {
+        let thread = s.spawn(|| {
+            control.run(0, &mut played(&[]), &mut Context::new(), &Board, &ram()).is_none()
+        });
+        let start = Instant::now();
+        while control.all_dead().is_none() && start.elapsed() < Duration::from_secs(10) {
+            std::thread::yield_now();
+        }
+        let answer = control.all_dead();
+        control.end(None, Stop::PowerOff);
+        assert!(thread.join().expect("no panic"));
+        assert_eq!(answer, Some(true));
+    });
+}
+
+#[test]
 fn a_probe_tells_who_could_still_wake() {
     for (activity, rflags, dead) in [
         (Activity::Halted, 2, true),
