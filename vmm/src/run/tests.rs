@@ -118,7 +118,7 @@ fn one_vcpus_end_takes_the_others_out_of_the_guest() {
         "port 0x80 write 1 0x7",
         "suberror 1: emulation failed -> stop",
         "xorps xmm0,xmm0",
-        "0xdead",
+        "data words: 0xdead\n",
         "rflags 0x2",
         "2 exits, 1 accesses refused",
     ] {
