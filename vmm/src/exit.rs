@@ -21,11 +21,12 @@ pub enum Exit {
         /// 1 emulation, 2 simultaneous exceptions, 3 delivery of an event, 4 unexpected exit.
         suberror: u32,
     },
-    /// The processor refused the guest's state at entry.
+    /// The processor refused the guest's state at entry, or left it in a way that KVM does not know.
     FailEntry {
         /// The hardware's reason (VMX: VM-instruction error or exit qualification).
         reason: u64,
-        /// The physical processor it happened on.
+        /// The physical processor it happened on; [`Exit::NO_CPU`] for an exit that KVM does not
+        /// know (`KVM_EXIT_UNKNOWN`).
         cpu: u32,
     },
     /// A debug event: a breakpoint or a single step that was asked for.
@@ -136,6 +137,11 @@ pub enum Stop {
     Interrupted,
 }
 
+impl Exit {
+    /// The processor of an [`Exit::FailEntry`] that is an exit unknown to KVM.
+    pub const NO_CPU: u32 = u32::MAX;
+}
+
 impl Stop {
     /// Exit status of a VMM process whose guest ended so. Odd ones are the guest's own words
     /// (`value * 2 + 1`), even ones the VMM's.
@@ -196,13 +202,18 @@ impl fmt::Display for Exit {
                 };
                 write!(f, "KVM internal error, suberror {suberror}: {what}")
             }
+            Exit::FailEntry { reason, cpu: Exit::NO_CPU } => {
+                write!(f, "hardware exit {reason:#x}, which KVM does not know")
+            }
             Exit::FailEntry { reason, cpu } => {
                 write!(f, "VM entry failed: hardware reason {reason:#x} on CPU {cpu}")
             }
             Exit::Debug { vector, pc, dr6 } => {
                 write!(f, "debug vector {vector} at {pc:#x}, dr6 {dr6:#x}")
             }
-            Exit::Hypercall { nr, args } => write!(f, "hypercall {nr:#x} {args:#x?}"),
+            Exit::Hypercall { nr, args: [a, b, c] } => {
+                write!(f, "hypercall {nr:#x} ({a:#x}, {b:#x}, {c:#x})")
+            }
             Exit::Rdmsr { index } => write!(f, "rdmsr {index:#x}"),
             Exit::Wrmsr { index, value } => write!(f, "wrmsr {index:#x} {value:#x}"),
             Exit::IoapicEoi(vector) => write!(f, "eoi of vector {vector:#x}"),
@@ -246,6 +257,14 @@ mod tests {
         for stop in own {
             assert_eq!(stop.status() & 1, 0, "{stop}");
         }
+    }
+
+    #[test]
+    fn an_exit_is_told_in_one_line() {
+        let unknown = Exit::FailEntry { reason: 0x42, cpu: Exit::NO_CPU };
+        assert_eq!(unknown.to_string(), "hardware exit 0x42, which KVM does not know");
+        let call = Exit::Hypercall { nr: 12, args: [1, 2, 3] };
+        assert_eq!(call.to_string(), "hypercall 0xc (0x1, 0x2, 0x3)");
     }
 
     #[test]

@@ -15,8 +15,9 @@ pub use serial::Serial;
 use crate::boot::{self, Module, Protocol};
 use crate::cpuid::{CpuModel, Topology};
 use crate::device::Clock;
-use crate::exit::{Entry, Exit};
+use crate::exit::{Entry, Exit, Stop};
 use crate::host::clock::HostClock;
+use crate::host::console::OutputQueue;
 use crate::host::events::{EndSignals, Wake};
 use crate::hv::kvm::{Host, KvmConfig, KvmVcpu, KvmVm};
 use crate::hv::{Vcpu, Vm};
@@ -27,6 +28,9 @@ use crate::run::{Control, Ended, Handler};
 use crate::script::Recorder;
 use backplane::KvmBackplane;
 use serial::Console;
+
+/// How long the last output of a guest that was ended waits for its reader.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A guest to run.
 #[derive(Clone, Debug)]
@@ -114,6 +118,8 @@ pub fn run(options: &Options) -> Result<Finished, LaunchError> {
     let waker = wake.try_clone().map_err(LaunchError::Events)?;
     let control = Control::new(vcpus.len(), Box::new(move || waker.wake()));
     let (supervised, reports) = std::thread::scope(|scope| {
+        // A panic on this thread, which calls devices too, must not wait for vCPUs that go on.
+        let _guard = EndOnPanic(&control, console.queue());
         let mut threads = Vec::with_capacity(vcpus.len());
         for (index, mut vcpu) in vcpus.into_iter().enumerate() {
             let (control, driver, ram) = (&control, &driver, machine.ram());
@@ -121,40 +127,56 @@ pub fn run(options: &Options) -> Result<Finished, LaunchError> {
                 let mut cx = Context::new();
                 // A panic in a device is this program's fault: the VM ends, and the panic goes on
                 // to whoever joins the thread.
-                let _guard = EndOnPanic(control);
+                let _guard = EndOnPanic(control, None);
                 control.run(index, &mut vcpu, &mut cx, driver, ram)
             };
             let builder = std::thread::Builder::new().name(format!("vcpu{index}"));
             match builder.spawn_scoped(scope, body) {
                 Ok(thread) => threads.push(thread),
                 Err(e) => {
-                    control.end(None, crate::exit::Stop::Interrupted);
+                    control.end(None, Stop::Interrupted);
+                    if let Some(queue) = console.queue() {
+                        queue.close();
+                    }
                     return (Err(LaunchError::Thread(e)), Vec::new());
                 }
             }
         }
-        let supervised = supervise::supervise(options, &driver, &control, &console, &wake, signals);
+        let supervised =
+            supervise::supervise(options, &driver, &control, &console, &wake, &signals);
         let reports = threads
             .into_iter()
             .filter_map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
             .collect();
         (supervised, reports)
     });
-    console.finish()?;
+    // An end that somebody waits for does not wait for whoever reads the output.
+    let finished = match &supervised {
+        Ok(Ended { stop: Stop::Timeout | Stop::Interrupted, .. }) | Err(_) => {
+            console.finish(&signals, Some(PATIENCE))
+        }
+        Ok(_) => console.finish(&signals, None),
+    };
     if let Some(recorder) = recorder {
         recorder.finish(control.ended().map(|e| e.stop)).map_err(LaunchError::Trace)?;
     }
     drop(vm);
-    Ok(Finished { ended: supervised?, reports })
+    let ended = supervised?;
+    finished?;
+    Ok(Finished { ended, reports })
 }
 
-/// Ends the VM when the thread that holds it unwinds.
-struct EndOnPanic<'a, K: crate::hv::Kick>(&'a Control<K>);
+/// Ends the VM when the thread that holds it unwinds. The thread that empties the output queue
+/// holds that too: nobody does so afterwards.
+struct EndOnPanic<'a, K: crate::hv::Kick>(&'a Control<K>, Option<Arc<OutputQueue>>);
 
 impl<K: crate::hv::Kick> Drop for EndOnPanic<'_, K> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.0.end(None, crate::exit::Stop::Unexpected);
+            self.0.end(None, Stop::Unexpected);
+            if let Some(queue) = &self.1 {
+                queue.close();
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 const VMM: &str = env!("CARGO_BIN_EXE_vmm");
 
@@ -17,6 +17,8 @@ const ECHOES: &[u8] = &[
 const RESETS: &[u8] = &[0xb0, 0xfe, 0xe6, 0x64, 0xf4];
 /// cli; hlt
 const HALTS: &[u8] = &[0xfa, 0xf4];
+/// mov dx, 0x3f8; mov al, 'A'; then out dx, al for ever
+const CHATTY: &[u8] = &[0xba, 0xf8, 3, 0xb0, 0x41, 0xee, 0xeb, 0xfd];
 /// jmp $
 const SPINS: &[u8] = &[0xeb, 0xfe];
 /// A folder of its own for each test, gone afterwards.
@@ -67,6 +69,18 @@ fn vmm(args: &[&str], guest: Option<&Path>, input: &[u8]) -> Output {
     // A guest that has ended reads no more.
     let _ = child.stdin.take().expect("piped").write_all(input);
     child.wait_with_output().expect("vmm")
+}
+
+/// Starts a guest with pipes that the caller holds.
+fn start(guest: &Path, timeout: &str) -> Child {
+    Command::new(VMM)
+        .args(["run", "--boot", "flat:0x7c00:real16", "--timeout", timeout, "--kernel"])
+        .arg(guest)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("vmm")
 }
 
 fn stderr(output: &Output) -> String {
@@ -186,6 +200,61 @@ fn a_recording_replays_and_a_changed_one_is_caught() {
 }
 
 #[test]
+fn input_arrives_while_its_sender_still_holds_the_pipe() {
+    if !kvm() {
+        return;
+    }
+    let folder = Folder::new("held");
+    let guest = folder.file("echo", ECHOES);
+    let mut child = start(&guest, "20s");
+    let mut input = child.stdin.take().expect("piped");
+    input.write_all(&[&[b'x'; 3000][..], b"q"].concat()).expect("room");
+    let output = child.wait_with_output().expect("vmm");
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert_eq!(output.stdout.len(), 3001);
+    drop(input);
+}
+
+#[test]
+fn output_that_nobody_reads_holds_up_no_end() {
+    if !kvm() {
+        return;
+    }
+    let folder = Folder::new("unread");
+    let guest = folder.file("chatty", CHATTY);
+    let end = |mut child: Child| {
+        // Input that the guest does not take must not hold it up either.
+        child.stdin.as_mut().expect("piped").write_all(&[b'x'; 100]).expect("room");
+        // Neither end of the two pipes is closed before it has ended.
+        child.wait().expect("vmm").code()
+    };
+    assert_eq!(end(start(&guest, "2s")), Some(124));
+    let child = start(&guest, "60s");
+    let pid = child.id().to_string();
+    let signal = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_secs(2));
+        Command::new("kill").args(["-TERM", &pid]).status().expect("kill")
+    });
+    assert_eq!(end(child), Some(130));
+    assert!(signal.join().expect("no panic").success());
+}
+
+#[test]
+fn output_that_breaks_off_is_the_hosts_fault() {
+    if !kvm() {
+        return;
+    }
+    let folder = Folder::new("full");
+    let guest = folder.file("prints", PRINTS_AND_EXITS);
+    for option in ["--serial=file:/dev/full", "--trace=/dev/full"] {
+        let output = vmm(&["run", option], Some(&guest), b"");
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(14), "{option}: {said}");
+        assert!(said.contains("/dev/full") && said.contains("broke off"), "{option}: {said}");
+    }
+}
+
+#[test]
 fn a_signal_ends_the_vm_in_order() {
     if !kvm() {
         return;
@@ -214,8 +283,7 @@ fn a_reader_that_goes_away_ends_the_vm() {
         return;
     }
     let folder = Folder::new("pipe");
-    // jmp back to the print: for ever.
-    let guest = folder.file("chatty", &[&PRINTS_AND_EXITS[..6], &[0xeb, 0xfd]].concat());
+    let guest = folder.file("chatty", CHATTY);
     let mut child = Command::new(VMM)
         .args(["run", "--boot", "flat:0x7c00:real16", "--timeout", "20s", "--kernel"])
         .arg(&guest)

@@ -73,10 +73,15 @@ impl OutputQueue {
         n
     }
 
+    /// Whether there is nothing to take. For the consumer.
+    pub fn is_empty(&self) -> bool {
+        self.head.load(Ordering::SeqCst) == self.tail.load(Ordering::Relaxed)
+    }
+
     /// The consumer goes to sleep and wants to be woken. `false` if there is something to take.
     pub fn sleep(&self) -> bool {
         self.asleep.store(true, Ordering::SeqCst);
-        let empty = self.head.load(Ordering::SeqCst) == self.tail.load(Ordering::Relaxed);
+        let empty = self.is_empty();
         if !empty {
             self.asleep.store(false, Ordering::SeqCst);
         }

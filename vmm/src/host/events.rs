@@ -79,17 +79,32 @@ impl AsRawFd for EndSignals {
     }
 }
 
-/// Waits until one of `fds` can be read (or has ended), for at most `timeout`. Says for each
-/// whether it can; after an interruption none can.
+/// What is waited for.
+#[derive(Clone, Copy, Debug)]
+pub enum Event {
+    /// The descriptor can be read, or has ended.
+    Readable(RawFd),
+    /// The descriptor takes output, or never will again.
+    Writable(RawFd),
+}
+
+/// Waits for one of `events`, for at most `timeout`. Says for each whether it has come; after an
+/// interruption none has.
 ///
 /// # Errors
 /// When the host refuses to wait.
 pub fn wait<const N: usize>(
-    fds: [Option<RawFd>; N],
+    events: [Option<Event>; N],
     timeout: Option<Duration>,
 ) -> io::Result<[bool; N]> {
-    let mut polled =
-        fds.map(|fd| libc::pollfd { fd: fd.unwrap_or(-1), events: libc::POLLIN, revents: 0 });
+    let mut polled = events.map(|event| {
+        let (fd, events) = match event {
+            Some(Event::Readable(fd)) => (fd, libc::POLLIN),
+            Some(Event::Writable(fd)) => (fd, libc::POLLOUT),
+            None => (-1, 0),
+        };
+        libc::pollfd { fd, events, revents: 0 }
+    });
     let timeout = timeout.map(|t| libc::timespec {
         tv_sec: t.as_secs().min(i32::MAX as u64) as libc::time_t,
         tv_nsec: t.subsec_nanos().into(),
@@ -113,7 +128,8 @@ mod tests {
     #[test]
     fn a_wake_is_seen_until_it_is_cleared() {
         let (a, b) = (Wake::new().expect("fd"), Wake::new().expect("fd"));
-        let fds = [Some(a.as_raw_fd()), None, Some(b.as_raw_fd())];
+        let readable = |wake: &Wake| Some(Event::Readable(wake.as_raw_fd()));
+        let fds = [readable(&a), None, readable(&b)];
         let none = wait(fds, Some(Duration::ZERO)).expect("poll");
         assert_eq!(none, [false; 3]);
         b.try_clone().expect("fd").wake();

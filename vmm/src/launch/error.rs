@@ -50,8 +50,19 @@ pub enum LaunchError {
     #[error(transparent)]
     Board(#[from] BoardError),
     /// The serial port's other end.
-    #[error("serial output to {to} failed: {source}; choose another with --serial")]
+    #[error("serial output to {to} cannot be opened: {source}; choose another with --serial")]
     Serial {
+        /// Where it goes.
+        to: String,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// The serial port's other end broke off while the guest ran.
+    #[error(
+        "the guest's output to {to} broke off: {source}; make room, or choose another place with \
+         --serial"
+    )]
+    Output {
         /// Where it goes.
         to: String,
         /// What the host said.
@@ -78,7 +89,8 @@ impl LaunchError {
     pub fn status(&self) -> u8 {
         match self {
             LaunchError::Events(_) | LaunchError::Thread(_) | LaunchError::Board(_) => 14,
-            LaunchError::Hv(HvError::Call { .. }) => 14,
+            LaunchError::Hv(HvError::Call { .. }) | LaunchError::Output { .. } => 14,
+            LaunchError::Trace(RecordError::Write { .. } | RecordError::Past { .. }) => 14,
             _ => 2,
         }
     }

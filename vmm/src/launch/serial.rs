@@ -3,15 +3,16 @@
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use super::LaunchError;
 use crate::host::console::OutputQueue;
-use crate::host::events::Wake;
-use crate::host::terminal::RawTerminal;
+use crate::host::events::{EndSignals, Event, Wake, wait};
+use crate::host::terminal::{self, RawTerminal};
 
 /// Where the first serial port leads to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -48,25 +49,48 @@ impl fmt::Display for Serial {
     }
 }
 
+/// The most bytes that are written at once: what a pipe takes without waiting once it says that it
+/// takes anything (`PIPE_BUF`).
+const CHUNK: usize = 4096;
+/// How much is written before deadlines and signals have their turn.
+const TURN: usize = 1 << 20;
+
+/// What of the guest's output is still to be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Left {
+    /// Nothing.
+    Nothing,
+    /// Some; more can be written now.
+    More,
+    /// Some; this descriptor takes nothing now.
+    Held(RawFd),
+    /// Whoever read it has gone.
+    Reader,
+}
+
 /// An open backend.
 pub(super) struct Console {
     serial: Serial,
     queue: Option<Arc<OutputQueue>>,
-    out: Mutex<Option<Box<dyn Write + Send>>>,
+    /// Unbuffered, so that a write is one write and nothing is held back.
+    out: Mutex<Option<File>>,
+    input: Option<File>,
     terminal: Option<RawTerminal>,
 }
 
 impl Console {
     pub(super) fn open(serial: &Serial, wake: &Wake) -> Result<Console, LaunchError> {
         let failed = |source| LaunchError::Serial { to: serial.to_string(), source };
-        let mut terminal = None;
-        let out: Option<Box<dyn Write + Send>> = match serial {
+        let clone = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().map(File::from).map_err(failed);
+        let (mut input, mut terminal) = (None, None);
+        let out = match serial {
             Serial::Null => None,
             Serial::Stdio => {
+                input = Some(clone(io::stdin().as_fd())?);
                 terminal = RawTerminal::new().map_err(failed)?;
-                Some(Box::new(io::stdout()))
+                Some(clone(io::stdout().as_fd())?)
             }
-            Serial::File(path) => Some(Box::new(File::create(path).map_err(failed)?)),
+            Serial::File(path) => Some(File::create(path).map_err(failed)?),
         };
         let queue = match out {
             None => None,
@@ -75,7 +99,7 @@ impl Console {
                 Some(Arc::new(OutputQueue::new(Box::new(move || wake.wake()))))
             }
         };
-        Ok(Console { serial: serial.clone(), queue, out: Mutex::new(out), terminal })
+        Ok(Console { serial: serial.clone(), queue, out: Mutex::new(out), input, terminal })
     }
 
     pub(super) fn queue(&self) -> Option<Arc<OutputQueue>> {
@@ -84,7 +108,7 @@ impl Console {
 
     /// What is polled for input.
     pub(super) fn input_fd(&self) -> Option<RawFd> {
-        (self.serial == Serial::Stdio).then(|| io::stdin().as_raw_fd())
+        self.input.as_ref().map(File::as_raw_fd)
     }
 
     /// Whether a person types: then Ctrl-A is an escape.
@@ -92,49 +116,66 @@ impl Console {
         self.terminal.is_some()
     }
 
-    /// Reads at most `buf`'s length of input; 0 at its end.
+    /// Reads at most `buf`'s length of input; 0 at its end. Unbuffered, so that nothing is held
+    /// back that poll does not see.
     pub(super) fn read(&self, buf: &mut [u8]) -> io::Result<usize> {
-        // Unbuffered, so that nothing is held back that poll does not see.
-        let mut stdin = io::stdin().lock();
-        stdin.read(buf)
+        self.input.as_ref().map_or(Ok(0), |mut input| input.read(buf))
     }
 
-    /// Writes out what the guest has put out; gives the number of bytes.
-    pub(super) fn drain(&self) -> Result<usize, LaunchError> {
-        let Some(queue) = &self.queue else { return Ok(0) };
+    /// Writes out what the guest has put out, as far as the host takes it at once. Gives the
+    /// number of bytes, and what is left.
+    pub(super) fn drain(&self) -> Result<(usize, Left), LaunchError> {
+        let Some(queue) = &self.queue else { return Ok((0, Left::Nothing)) };
         let mut out = self.out.lock().unwrap_or_else(|e| e.into_inner());
-        let Some(writer) = out.as_mut() else { return Ok(0) };
-        let (mut total, mut buf) = (0, [0; 4096]);
-        loop {
-            let n = queue.take(&mut buf);
-            if n == 0 {
-                break;
+        let Some(file) = out.as_mut() else { return Ok((0, Left::Nothing)) };
+        let (mut total, mut buf) = (0, [0; CHUNK]);
+        while !queue.is_empty() {
+            if total >= TURN {
+                return Ok((total, Left::More));
             }
-            total += n;
-            if let Err(source) = writer.write_all(&buf[..n]) {
+            let fd = file.as_raw_fd();
+            let ready = wait([Some(Event::Writable(fd))], Some(Duration::ZERO));
+            if ready.map_err(LaunchError::Events)? == [false] {
+                return Ok((total, Left::Held(fd)));
+            }
+            let n = queue.take(&mut buf);
+            if let Err(source) = file.write_all(&buf[..n]) {
                 *out = None;
                 queue.close();
-                return Err(LaunchError::Serial { to: self.serial.to_string(), source });
+                return match source.kind() {
+                    io::ErrorKind::BrokenPipe => Ok((total, Left::Reader)),
+                    _ => Err(LaunchError::Output { to: self.serial.to_string(), source }),
+                };
             }
-            if total >= 1 << 20 {
-                // Deadlines and signals have their turn too.
-                break;
-            }
+            total += n;
         }
-        if total > 0
-            && let Err(source) = writer.flush()
-        {
-            *out = None;
-            queue.close();
-            return Err(LaunchError::Serial { to: self.serial.to_string(), source });
-        }
-        Ok(total)
+        Ok((total, Left::Nothing))
     }
 
-    /// The last bytes, after the vCPUs have ended.
-    pub(super) fn finish(&self) -> Result<(), LaunchError> {
-        while self.drain()? > 0 {}
-        Ok(())
+    /// The last bytes, after the vCPUs have ended. What the host does not take is given up when
+    /// the user asks for the end, or after `patience` without progress.
+    pub(super) fn finish(
+        &self,
+        signals: &EndSignals,
+        patience: Option<Duration>,
+    ) -> Result<(), LaunchError> {
+        loop {
+            match self.drain()?.1 {
+                Left::Nothing | Left::Reader => return Ok(()),
+                Left::More => {}
+                Left::Held(fd) => {
+                    // So that the user's Ctrl-C is a signal again.
+                    terminal::restore();
+                    let since = Instant::now();
+                    let events =
+                        [Some(Event::Readable(signals.as_raw_fd())), Some(Event::Writable(fd))];
+                    let [signal, _] = wait(events, patience).map_err(LaunchError::Events)?;
+                    if signal || patience.is_some_and(|p| since.elapsed() >= p) {
+                        return Ok(());
+                    }
+                }
+            }
+        }
     }
 }
 

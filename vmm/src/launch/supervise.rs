@@ -3,10 +3,10 @@
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
-use super::serial::Console;
+use super::serial::{Console, Left};
 use super::{Driver, LaunchError, Options};
 use crate::exit::Stop;
-use crate::host::events::{EndSignals, Wake, wait};
+use crate::host::events::{EndSignals, Event, Wake, wait};
 use crate::hv::Kick;
 use crate::machine::Context;
 use crate::run::{Control, Ended};
@@ -33,7 +33,7 @@ pub(super) fn supervise<K: Kick>(
     control: &Control<K>,
     console: &Console,
     wake: &Wake,
-    signals: EndSignals,
+    signals: &EndSignals,
 ) -> Result<Ended, LaunchError> {
     let result = Supervisor {
         driver,
@@ -44,6 +44,7 @@ pub(super) fn supervise<K: Kick>(
         deadline: options.timeout.map(|t| Instant::now() + t),
         probe: Probe::new(),
         quiet: OUTPUT_QUIET,
+        left: Left::Nothing,
         input: Input { open: true, waiting: Vec::new(), escaped: false },
     }
     .run(wake);
@@ -51,12 +52,13 @@ pub(super) fn supervise<K: Kick>(
         // Whatever failed here must not leave the vCPUs running.
         control.end(None, Stop::Interrupted);
     }
+    // What there is goes out before the queue swallows what it has no room for; the vCPUs are on
+    // their way out and wait for nobody.
+    let drained = console.drain();
     if let Some(queue) = console.queue() {
-        // The vCPUs are on their way out and wait for nobody.
-        console.drain().ok();
         queue.close();
     }
-    result
+    result.and_then(|ended| drained.map(|_| ended))
 }
 
 struct Supervisor<'a, K> {
@@ -64,11 +66,14 @@ struct Supervisor<'a, K> {
     control: &'a Control<K>,
     console: &'a Console,
     cx: Context,
-    signals: EndSignals,
+    signals: &'a EndSignals,
     deadline: Option<Instant>,
     probe: Probe,
     /// Looks for output in a row that found none.
     quiet: u32,
+    /// What output is still to be written. While there is some, the queue may be full and a vCPU
+    /// wait for room with its device's lock held: then nothing here may want a device.
+    left: Left,
     input: Input,
 }
 
@@ -86,9 +91,12 @@ impl<K: Kick> Supervisor<'_, K> {
             if let Some(ended) = self.control.ended() {
                 return Ok(ended);
             }
-            self.advance();
             let sleep = self.output()?;
-            let input = self.feed();
+            let mut input = None;
+            if self.left == Left::Nothing {
+                self.advance();
+                input = self.feed();
+            }
             if self.deadline.is_some_and(|d| d <= Instant::now()) {
                 self.control.end(None, Stop::Timeout);
                 continue;
@@ -98,14 +106,19 @@ impl<K: Kick> Supervisor<'_, K> {
                 continue;
             }
             let wants_input = self.input.open && self.input.waiting.is_empty();
-            let fds = [
-                Some(wake.as_raw_fd()),
-                Some(self.signals.as_raw_fd()),
-                self.console.input_fd().filter(|_| wants_input),
+            let typed = self.console.input_fd().filter(|_| wants_input);
+            let events = [
+                Some(Event::Readable(wake.as_raw_fd())),
+                Some(Event::Readable(self.signals.as_raw_fd())),
+                typed.map(Event::Readable),
+                match self.left {
+                    Left::Held(fd) => Some(Event::Writable(fd)),
+                    _ => None,
+                },
             ];
             let timeout = [sleep, input, self.until_deadline(), Some(self.probe.wait())];
             let timeout = timeout.into_iter().flatten().min();
-            let [_, signal, readable] = wait(fds, timeout).map_err(LaunchError::Events)?;
+            let [_, signal, readable, _] = wait(events, timeout).map_err(LaunchError::Events)?;
             if signal {
                 self.control.end(None, Stop::Interrupted);
             }
@@ -132,7 +145,7 @@ impl<K: Kick> Supervisor<'_, K> {
     /// Time until a device's deadline or the guest's own.
     fn until_deadline(&self) -> Option<Duration> {
         let machine = self.driver.machine;
-        let device = machine.next_deadline();
+        let device = machine.next_deadline().filter(|_| self.left == Left::Nothing);
         let device = device.map(|at| Duration::from_nanos(at.saturating_sub(machine.now())));
         let guest = self.deadline.map(|d| d.saturating_duration_since(Instant::now()));
         [device, guest].into_iter().flatten().min()
@@ -142,18 +155,19 @@ impl<K: Kick> Supervisor<'_, K> {
     fn output(&mut self) -> Result<Option<Duration>, LaunchError> {
         let Some(queue) = self.console.queue() else { return Ok(None) };
         queue.awake();
-        self.quiet = match self.console.drain() {
-            Ok(0) => self.quiet.saturating_add(1),
-            Ok(_) => 0,
-            // Whoever read it has gone: that is an end that the user asked for.
-            Err(LaunchError::Serial { source, .. })
-                if source.kind() == std::io::ErrorKind::BrokenPipe =>
-            {
+        let (written, left) = self.console.drain()?;
+        self.left = left;
+        match left {
+            Left::Nothing => {}
+            Left::More => return Ok(Some(Duration::ZERO)),
+            Left::Held(_) => return Ok(None),
+            // That is an end that the user asked for.
+            Left::Reader => {
+                self.left = Left::Nothing;
                 self.control.end(None, Stop::Interrupted);
-                OUTPUT_QUIET
             }
-            Err(e) => return Err(e),
-        };
+        }
+        self.quiet = if written == 0 { self.quiet.saturating_add(1) } else { 0 };
         match self.quiet >= OUTPUT_QUIET && queue.sleep() {
             true => Ok(None),
             false => Ok(Some(OUTPUT_POLL)),

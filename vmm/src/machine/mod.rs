@@ -328,8 +328,7 @@ impl Machine {
                 Dir::Read => Dir::Read,
                 Dir::Write(v) => Dir::Write(v >> (8 * done) & size.mask()),
             };
-            // A piece that would pass the end of the address space starts again at its beginning,
-            // as a processor's 16-bit port number does; nothing is mapped where MMIO wraps.
+            // A piece past port 0xffff meets nobody: no region reaches there. Nor where MMIO wraps.
             let addr = access.addr.wrapping_add(done);
             let piece = Access { addr, size, dir, ..*access };
             match self.bus.route(&piece) {

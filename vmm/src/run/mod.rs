@@ -116,7 +116,7 @@ impl<K: Kick> Control<K> {
             .then(|| self.seats.iter().all(|s| s.dead.load(Ordering::SeqCst)))
     }
 
-    /// After an interruption: answers the probe, if that was it.
+    /// At the start, or after an interruption: answers the probe, if there is one.
     #[cold]
     fn attend<V: Vcpu>(&self, index: usize, vcpu: &V) {
         let probe = self.probe.load(Ordering::SeqCst);
@@ -147,6 +147,8 @@ impl<K: Kick> Control<K> {
         // A kick that came before the vCPU had a kicker is not lost: `ending` is read after this.
         let first = seat.kicker.set(vcpu.bind());
         assert!(first.is_ok(), "vCPU {index} runs on two threads");
+        // Nor is a probe that began before.
+        self.attend(index, vcpu);
         let mut entry = Entry::Resume;
         while !self.ending() {
             let exit = vcpu.run(entry);

@@ -223,7 +223,8 @@ impl fmt::Display for VcpuReport {
             }
         };
         if !self.detail.data.is_empty() {
-            writeln!(f, "  KVM's data words: {:#x?}", self.detail.data)?;
+            let words: Vec<_> = self.detail.data.iter().map(|w| format!("{w:#x}")).collect();
+            writeln!(f, "  KVM's data words: {}", words.join(" "))?;
         }
         if let (Some(bytes), Ok(state)) = (&self.detail.instruction, &self.state) {
             writeln!(

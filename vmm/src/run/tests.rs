@@ -118,13 +118,32 @@ fn one_vcpus_end_takes_the_others_out_of_the_guest() {
         "port 0x80 write 1 0x7",
         "suberror 1: emulation failed -> stop",
         "xorps xmm0,xmm0",
-        "0xdead",
+        "data words: 0xdead\n",
         "rflags 0x2",
         "2 exits, 1 accesses refused",
     ] {
         assert!(text.contains(part), "{part:?} is not in:\n{text}");
     }
     assert!(reports[0].is_some());
+}
+
+#[test]
+fn a_probe_before_the_vcpu_had_a_kicker_is_answered() {
+    let control = Control::new(1, Box::new(|| {}));
+    control.start_probe();
+    std::thread::scope(|s| {
+        let thread = s.spawn(|| {
+            control.run(0, &mut played(&[]), &mut Context::new(), &Board, &ram()).is_none()
+        });
+        let start = Instant::now();
+        while control.all_dead().is_none() && start.elapsed() < Duration::from_secs(10) {
+            std::thread::yield_now();
+        }
+        let answer = control.all_dead();
+        control.end(None, Stop::PowerOff);
+        assert!(thread.join().expect("no panic"));
+        assert_eq!(answer, Some(true));
+    });
 }
 
 #[test]

@@ -16,10 +16,9 @@ thread_local! {
     static IMMEDIATE_EXIT: Cell<*mut u8> = const { Cell::new(ptr::null_mut()) };
 }
 
-/// The signal that kicks: the first real-time one that the C library leaves to programs.
-fn signal() -> libc::c_int {
-    libc::SIGRTMIN()
-}
+/// The signal that kicks. An ordinary one: a real-time signal is queued, and refused once the user
+/// has as many pending as `RLIMIT_SIGPENDING` allows, so that the kick would be lost.
+const SIGNAL: libc::c_int = libc::SIGUSR1;
 
 extern "C" fn on_kick(_: libc::c_int) {
     let flag = IMMEDIATE_EXIT.get();
@@ -46,7 +45,7 @@ pub(super) fn arm(flag: *mut u8) -> Kicker {
             let mut action: libc::sigaction = std::mem::zeroed();
             action.sa_sigaction = on_kick as *const () as usize;
             // No SA_RESTART: KVM_RUN must return.
-            libc::sigaction(signal(), &action, ptr::null_mut());
+            libc::sigaction(SIGNAL, &action, ptr::null_mut());
         }
     });
     IMMEDIATE_EXIT.set(flag);
@@ -54,7 +53,7 @@ pub(super) fn arm(flag: *mut u8) -> Kicker {
     unsafe {
         let mut set: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&mut set);
-        libc::sigaddset(&mut set, signal());
+        libc::sigaddset(&mut set, SIGNAL);
         libc::pthread_sigmask(libc::SIG_UNBLOCK, &set, ptr::null_mut());
         Kicker { pid: libc::getpid(), tid: libc::gettid() }
     }
@@ -72,6 +71,6 @@ impl Kick for Kicker {
     fn kick(&self) {
         // SAFETY: no memory is involved. A thread that has ended gives ESRCH, which is fine: its
         // vCPU is not in guest mode.
-        unsafe { libc::syscall(libc::SYS_tgkill, self.pid, self.tid, signal()) };
+        unsafe { libc::syscall(libc::SYS_tgkill, self.pid, self.tid, SIGNAL) };
     }
 }

@@ -56,6 +56,9 @@ pub struct KvmConfig {
     pub cpus: u32,
 }
 
+/// `KVM_HC_MAP_GPA_RANGE` of the hypercall ABI (linux/kvm_para.h).
+const KVM_HC_MAP_GPA_RANGE: u32 = 12;
+
 /// KVM on this host.
 #[derive(Debug)]
 pub struct Host {
@@ -147,6 +150,18 @@ impl Host {
         }
         if config.sync_regs {
             self.need(Cap::SyncRegs, "KVM_CAP_SYNC_REGS", "run without --exit-rips")?;
+        }
+        if config.msr_exits {
+            let name = "KVM_CAP_X86_USER_SPACE_MSR";
+            self.need(Cap::X86UserSpaceMsr, name, "run without --msr-exits")?;
+        }
+        // This one says which hypercalls can be passed on.
+        let calls = self.check_extension(KVM_CAP_EXIT_HYPERCALL);
+        if config.hypercall_exits && calls & (1 << KVM_HC_MAP_GPA_RANGE) == 0 {
+            return Err(HvError::Lacks {
+                what: "KVM_CAP_EXIT_HYPERCALL for KVM_HC_MAP_GPA_RANGE".to_owned(),
+                hint: "run without --hypercall-exits",
+            });
         }
         if config.cpus > self.max_cpus() {
             return Err(HvError::Lacks {

@@ -232,7 +232,7 @@ impl RunPage {
                 // The hardware's own number for an exit that KVM did not expect.
                 KVM_EXIT_UNKNOWN => {
                     let reason = u.hw.hardware_exit_reason;
-                    (Exit::FailEntry { reason, cpu: u32::MAX }, Pending::Nothing)
+                    (Exit::FailEntry { reason, cpu: Exit::NO_CPU }, Pending::Nothing)
                 }
                 KVM_EXIT_DEBUG => {
                     let d = u.debug.arch;

@@ -103,6 +103,36 @@ fn a_kick_before_or_during_a_run_ends_it() {
 }
 
 #[test]
+fn a_kick_needs_no_room_in_the_queue_of_signals() {
+    let Some(host) = host() else { return };
+    // jmp $
+    let (_vm, mut vcpu) = guest(&host, &[0xeb, 0xfe], Irqchip::None);
+    let kicker = vcpu.bind();
+    // SAFETY: both structures are plain numbers that live through the calls.
+    unsafe {
+        let mut before: libc::rlimit = std::mem::zeroed();
+        assert_eq!(libc::getrlimit(libc::RLIMIT_SIGPENDING, &mut before), 0);
+        let none = libc::rlimit { rlim_cur: 0, ..before };
+        assert_eq!(libc::setrlimit(libc::RLIMIT_SIGPENDING, &none), 0);
+        kicker.kick();
+        assert_eq!(libc::setrlimit(libc::RLIMIT_SIGPENDING, &before), 0);
+    }
+    // A lost kick fails the test, and does not hang it.
+    let (done, wait) = std::sync::mpsc::channel();
+    let lost = std::thread::spawn(move || {
+        let lost = wait.recv_timeout(std::time::Duration::from_secs(20)).is_err();
+        if lost {
+            kicker.kick();
+        }
+        lost
+    });
+    assert_eq!(vcpu.run(Entry::Resume), Exit::Interrupted);
+    // It has ended if it gave up.
+    let _ = done.send(());
+    assert!(!lost.join().expect("no panic"), "the kick was lost");
+}
+
+#[test]
 fn a_halted_vcpu_is_seen_to_be() {
     let Some(host) = host() else { return };
     // cli; hlt

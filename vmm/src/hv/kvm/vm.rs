@@ -6,14 +6,12 @@ use kvm_bindings::*;
 use kvm_ioctls::{Kvm, VmFd};
 
 use super::vcpu::KvmVcpu;
-use super::{Irqchip, KvmConfig, call};
+use super::{Irqchip, KVM_HC_MAP_GPA_RANGE, KvmConfig, call};
 use crate::hv::{HvError, Vm};
 use crate::ram::{Backing, GuestRam, PAGE, RamRange, VGA_END, VGA_START};
 
 /// Three pages below the BIOS that KVM on Intel keeps for a guest in real mode.
 const TSS_ADDRESS: usize = 0xfffb_d000;
-/// `KVM_HC_MAP_GPA_RANGE` of the hypercall ABI (linux/kvm_para.h).
-const KVM_HC_MAP_GPA_RANGE: u32 = 12;
 /// One page that KVM on Intel keeps for a guest without paging.
 const IDENTITY_MAP: u64 = 0xfffb_c000;
 

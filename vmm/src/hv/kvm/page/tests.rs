@@ -146,7 +146,7 @@ fn every_rare_reason_has_its_exit() {
         (KVM_EXIT_SHUTDOWN, Exit::Shutdown),
         (KVM_EXIT_INTERNAL_ERROR, Exit::InternalError { suberror: 0 }),
         (KVM_EXIT_FAIL_ENTRY, Exit::FailEntry { reason: 0, cpu: 0 }),
-        (KVM_EXIT_UNKNOWN, Exit::FailEntry { reason: 0, cpu: u32::MAX }),
+        (KVM_EXIT_UNKNOWN, Exit::FailEntry { reason: 0, cpu: Exit::NO_CPU }),
         (KVM_EXIT_DEBUG, Exit::Debug { vector: 0, pc: 0, dr6: 0 }),
         (KVM_EXIT_HYPERCALL, Exit::Hypercall { nr: 0, args: [0; 3] }),
         (KVM_EXIT_X86_WRMSR, Exit::Wrmsr { index: 0, value: 0 }),
