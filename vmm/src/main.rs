@@ -3,6 +3,7 @@
 
 mod cli;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 /// Exit status when this program itself is at fault.
@@ -11,7 +12,9 @@ const BUG: u8 = 14;
 fn main() -> ExitCode {
     let panicked = |info: &std::panic::PanicHookInfo<'_>| {
         vmm::host::terminal::restore();
-        eprintln!(
+        // A panic in here would abort; there is nowhere left to tell of a failure.
+        let _ = writeln!(
+            std::io::stderr(),
             "vmm: this is a bug in vmm, not in the guest or its host: {info}\n\
              Please report it with the command line and, if it comes again, its --trace file."
         );

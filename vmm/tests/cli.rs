@@ -240,6 +240,17 @@ fn output_that_nobody_reads_holds_up_no_end() {
 }
 
 #[test]
+fn a_report_that_nobody_reads_changes_no_status() {
+    if !kvm() {
+        return;
+    }
+    let folder = Folder::new("report");
+    let mut child = start(&folder.file("spin", SPINS), "300ms");
+    drop(child.stderr.take());
+    assert_eq!(child.wait().expect("vmm").code(), Some(124));
+}
+
+#[test]
 fn output_that_breaks_off_is_the_hosts_fault() {
     if !kvm() {
         return;

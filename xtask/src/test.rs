@@ -57,8 +57,9 @@ pub fn run(flags: &flags::Test) -> Outcome {
     let result = runner::run(&chosen, &setup, &mut progress);
     progress.bar.finish_and_clear();
     let host = HostInfo::collect(facts.files(), &facts);
-    write_reports(flags, &result, &host)?;
+    // The summary first: a report that cannot be written must not cost what came of the run.
     print!("\n{}", text::summary(&result));
+    write_reports(flags, &result, &host)?;
     Ok(if result.is_good() { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }
 

@@ -3,6 +3,8 @@
 mod replay;
 mod run;
 
+use std::io::Write;
+
 use clap::{Parser, Subcommand};
 
 /// Exit status for what was asked for wrongly, or is missing.
@@ -37,6 +39,12 @@ pub fn main() -> u8 {
     }
 }
 
+/// Prints on standard error. That nobody reads it (any more) changes no exit status.
+fn say(text: impl std::fmt::Display) {
+    // There is nowhere left to tell of a failure.
+    let _ = write!(std::io::stderr().lock(), "{text}");
+}
+
 /// Prints an error as one paragraph.
 fn complain(e: &dyn std::error::Error) {
     let mut text = e.to_string();
@@ -48,5 +56,5 @@ fn complain(e: &dyn std::error::Error) {
         }
         source = e.source();
     }
-    eprintln!("vmm: {text}");
+    say(format_args!("vmm: {text}\n"));
 }

@@ -15,7 +15,7 @@ use vmm::units;
 
 use payload_abi::{CMDLINE_CPUS, CMDLINE_TEST};
 
-use super::{USAGE, complain};
+use super::{USAGE, complain, say};
 
 /// Interrupt controllers in the kernel.
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -164,7 +164,7 @@ impl Run {
         let mut options = match self.options() {
             Ok(options) => options,
             Err(message) => {
-                eprintln!("vmm: {message}");
+                say(format_args!("vmm: {message}\n"));
                 return USAGE;
             }
         };
@@ -184,12 +184,10 @@ impl Run {
                     }
                     if stop.wants_report() {
                         match finished.ended.vcpu {
-                            Some(vcpu) => eprintln!("\nvmm: vCPU {vcpu}: {stop}"),
-                            None => eprintln!("\nvmm: {stop}"),
+                            Some(vcpu) => say(format_args!("\nvmm: vCPU {vcpu}: {stop}\n")),
+                            None => say(format_args!("\nvmm: {stop}\n")),
                         }
-                        for report in &finished.reports {
-                            eprint!("{report}");
-                        }
+                        finished.reports.iter().for_each(say);
                     }
                     return stop.status();
                 }
