@@ -10,6 +10,8 @@
 //! new kinds of operation go into free places of their tables, so that a corpus stays worth
 //! something.
 
+mod tables;
+
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -17,11 +19,11 @@ use arbitrary::Unstructured;
 use vmm::access::{Access, Dir, Size, Space};
 use vmm::bus::Mapping;
 use vmm::exit::{Exit, SystemEvent};
-use vmm::ram::{HOLE_END, HOLE_START, VGA_END, VGA_START};
-use vmm::script::replay::{Outcome, Player};
+use vmm::script::replay::{Outcome, Player, Trace};
 use vmm::script::{Answer, Op, Script, Step};
 
 use crate::Board;
+use tables::{EDGES, KINDS, Kind, PLACES, RAM_PLACES};
 
 /// The most operations of one script.
 pub const MAX_OPS: usize = 200;
@@ -35,10 +37,8 @@ const END_OF_TIME: u64 = 1 << 62;
 pub struct Generated {
     /// The script.
     pub script: Script,
-    /// What each of its operations came to; one is missing if it panicked.
-    pub outcomes: Vec<Outcome>,
-    /// What the board panicked with, if it did.
-    pub panic: Option<String>,
+    /// Its trace, or what the board panicked with at the last operation.
+    pub played: Result<Trace, String>,
 }
 
 /// The script that `bytes` describe for this board.
@@ -49,8 +49,12 @@ pub fn script(bytes: &[u8], board: &Board<'_>) -> Generated {
     let player = Player::new(&board.spec, board.build).expect("a board that can be built");
     let mut generator = Generator::new(bytes, board, player);
     let made = catch_unwind(AssertUnwindSafe(|| generator.run()));
-    let Generator { script, outcomes, .. } = generator;
-    Generated { script, outcomes, panic: made.err().map(|panic| words(&*panic)) }
+    let Generator { script, outcomes, mut player, .. } = generator;
+    let played = match made {
+        Ok(()) => Ok(Trace { outcomes, end: player.end() }),
+        Err(panic) => Err(words(&*panic)),
+    };
+    Generated { script, played }
 }
 
 /// What a panic says.
@@ -58,106 +62,6 @@ pub(crate) fn words(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref().copied()).unwrap_or("a panic without words").to_owned()
 }
-
-/// Kinds of operation. Their bits in the swarm's mask do not change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u16)]
-enum Kind {
-    Read = 1 << 0,
-    Write = 1 << 1,
-    Again = 1 << 2,
-    Edge = 1 << 3,
-    Nowhere = 1 << 4,
-    Ram = 1 << 5,
-    Input = 1 << 6,
-    Advance = 1 << 7,
-    Timer = 1 << 8,
-    SaveRestore = 1 << 9,
-    Reset = 1 << 10,
-    Exit = 1 << 11,
-}
-
-/// How often each kind is chosen, of 32 times. A kind that the swarm leaves out is a read or a
-/// write instead.
-const KINDS: [Kind; 32] = {
-    use Kind::*;
-    [
-        Read,
-        Write,
-        Read,
-        Write,
-        Read,
-        Write,
-        Read,
-        Write,
-        Read,
-        Write,
-        Read,
-        Write,
-        Write,
-        Write,
-        Again,
-        Again,
-        Again,
-        Edge,
-        Edge,
-        Nowhere,
-        Ram,
-        Ram,
-        Ram,
-        Input,
-        Input,
-        Advance,
-        Advance,
-        Timer,
-        Timer,
-        SaveRestore,
-        Reset,
-        Exit,
-    ]
-};
-
-/// Values at which something may change.
-const EDGES: [u64; 16] = [
-    0,
-    1,
-    0x7f,
-    0x80,
-    0xff,
-    0x100,
-    0x7fff,
-    0x8000,
-    0xffff,
-    0x1_0000,
-    0x7fff_ffff,
-    0x8000_0000,
-    0xffff_ffff,
-    0x1_0000_0000,
-    i64::MAX as u64,
-    u64::MAX,
-];
-
-/// Guest-physical addresses that matter to whoever looks into memory; the first are in RAM.
-const PLACES: [u64; 16] = [
-    0x1000,
-    0,
-    0x1ff0,
-    0x1ffc,
-    0x7c00,
-    VGA_START - 4,
-    VGA_END,
-    0xe_0000,
-    (2 << 20) - 16,
-    (2 << 20) - 1,
-    2 << 20,
-    VGA_START,
-    HOLE_START,
-    0xfee0_0000,
-    HOLE_END,
-    u64::MAX - 3,
-];
-/// How many of them are.
-const RAM_PLACES: usize = 10;
 
 /// How many of the latest values and addresses are remembered.
 const REMEMBERED: usize = 4;

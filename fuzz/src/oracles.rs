@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use vmm::device::Actions;
 use vmm::machine::MachineState;
-use vmm::script::replay::{End, Outcome, Player, Trace};
+use vmm::script::replay::{Outcome, Player, Trace};
 use vmm::script::{Answer, Op, Script, Step, parse};
 
 use crate::Board;
@@ -78,39 +78,68 @@ fn most_effects(devices: usize) -> usize {
     devices.max(8) * (Actions::MAX + 2)
 }
 
+/// After how many operations of a script a board is saved and restored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Restores {
+    /// After each.
+    Each,
+    /// After eight of them, the last among them: a new board costs more than most operations.
+    Eight,
+}
+
+impl Restores {
+    /// Whether it is done after operation `at` of `steps`.
+    fn after(self, at: usize, steps: usize) -> bool {
+        match self {
+            Restores::Each => true,
+            Restores::Eight => (steps - 1 - at).is_multiple_of(steps.div_ceil(8)),
+        }
+    }
+}
+
 /// Holds a board against every law, with a script that [`crate::generators::script`] made.
 ///
 /// # Errors
 /// The first law that is broken.
-pub fn generated(generated: &Generated, board: &Board<'_>) -> Result<Trace, Violation> {
-    let Generated { script, outcomes, panic } = generated;
-    if let Some(panic) = panic {
-        return Err(Law::Panics.broken(Some(script.steps.len()), panic.clone()));
+pub fn generated(
+    generated: &Generated,
+    board: &Board<'_>,
+    restores: Restores,
+) -> Result<(), Violation> {
+    let Generated { script, played } = generated;
+    match played {
+        Ok(trace) => against(script, trace, board, restores),
+        Err(panic) => Err(Law::Panics.broken(Some(script.steps.len()), panic.clone())),
     }
-    let trace = check(script, board)?;
-    same(Law::Repeats, script, outcomes, &trace.outcomes)?;
-    Ok(trace)
 }
 
-/// Holds a board against every law.
+/// Holds a board against every law. Returns what the script does.
 ///
 /// # Errors
 /// The first law that is broken.
-pub fn check(script: &Script, board: &Board<'_>) -> Result<Trace, Violation> {
-    text(script)?;
-    let mut first = Run::new(script, board);
-    first.play(&[])?;
-    let mut again = Run::new(script, board);
-    again.play(&[])?;
-    let trace = first.trace();
-    same(Law::Repeats, script, &trace.outcomes, &again.outcomes)?;
-    same_end(Law::Repeats, &trace.end, &again.trace().end)?;
-    let mut restored = Run::new(script, board);
-    restored.play(&[Op::SaveRestore])?;
-    same(Law::Restores, script, &trace.outcomes, &restored.outcomes)?;
-    same_end(Law::Restores, &trace.end, &restored.trace().end)?;
-    first.resets()?;
+pub fn check(script: &Script, board: &Board<'_>, restores: Restores) -> Result<Trace, Violation> {
+    let mut run = Run::new(script, board);
+    run.play(|_| false)?;
+    let trace = run.trace();
+    against(script, &trace, board, restores)?;
     Ok(trace)
+}
+
+/// Every law, with what the script did once already.
+fn against(
+    script: &Script,
+    trace: &Trace,
+    board: &Board<'_>,
+    restores: Restores,
+) -> Result<(), Violation> {
+    text(script)?;
+    let mut again = Run::new(script, board);
+    again.play(|_| false)?;
+    same(Law::Repeats, trace, &again.trace(), script)?;
+    let mut restored = Run::new(script, board);
+    restored.play(|at| restores.after(at, script.steps.len()))?;
+    same(Law::Restores, trace, &restored.trace(), script)?;
+    again.resets()
 }
 
 fn text(script: &Script) -> Result<(), Violation> {
@@ -136,23 +165,20 @@ impl<'a> Run<'a> {
         Run { script, board, player, outcomes: Vec::with_capacity(script.steps.len()) }
     }
 
-    /// Plays the script, and after each of its operations those in `between`, whose outcomes must
-    /// be nothing.
-    fn play(&mut self, between: &[Op]) -> Result<(), Violation> {
+    /// Plays the script; saves and restores after the operations of which `restore` says so.
+    fn play(&mut self, restore: impl Fn(usize) -> bool) -> Result<(), Violation> {
         let played = catch_unwind(AssertUnwindSafe(|| {
             for (at, Step { op, .. }) in self.script.steps.iter().enumerate() {
                 let outcome = self.step(at, op)?;
                 self.outcomes.push(outcome);
                 // What changes memory amid an operation must stand right before it.
-                if matches!(op, Op::Ram { .. }) {
+                if matches!(op, Op::Ram { .. }) || !restore(at) {
                     continue;
                 }
-                for op in between {
-                    let Outcome { answer, effects } = self.step(at, op)?;
-                    if answer != Answer::Ok || !effects.is_empty() {
-                        let what = format!("`{op}` after it: `{answer}`, {effects:?}");
-                        return Err(Law::Restores.broken(Some(at + 1), what));
-                    }
+                let Outcome { effects, .. } = self.step(at, &Op::SaveRestore)?;
+                if !effects.is_empty() {
+                    let what = format!("saved and restored after `{op}`, it has {effects:?}");
+                    return Err(Law::Restores.broken(Some(at + 1), what));
                 }
             }
             Ok(())
@@ -218,22 +244,18 @@ fn differing<'a>(one: &'a MachineState, other: &'a MachineState) -> impl Iterato
     pairs.filter(|(a, b)| a != b).map(|((name, _), _)| name.as_str())
 }
 
-fn same(law: Law, script: &Script, one: &[Outcome], other: &[Outcome]) -> Result<(), Violation> {
-    let pairs = script.steps.iter().zip(one.iter().zip(other));
-    for (at, (step, (one, other))) in pairs.enumerate() {
+fn same(law: Law, one: &Trace, other: &Trace, script: &Script) -> Result<(), Violation> {
+    let outcomes = one.outcomes.iter().zip(&other.outcomes);
+    for (at, (step, (one, other))) in script.steps.iter().zip(outcomes).enumerate() {
         if one != other {
             let what = format!("`{}`: {one:?}, and then {other:?}", step.op);
             return Err(law.broken(Some(at + 1), what));
         }
     }
-    Ok(())
-}
-
-fn same_end(law: Law, one: &End, other: &End) -> Result<(), Violation> {
-    if one == other {
+    if one.end == other.end {
         return Ok(());
     }
-    let names: Vec<_> = differing(&one.state, &other.state).collect();
+    let names: Vec<_> = differing(&one.end.state, &other.end.state).collect();
     let what = if names.is_empty() {
         "memory or the counters of faults end differently".to_owned()
     } else {

@@ -6,6 +6,7 @@ mod common;
 use std::path::Path;
 
 use common::input;
+use fuzz::oracles::Restores;
 use fuzz::{Board, generators, oracles};
 use vmm::access::{Access, Dir};
 use vmm::bus::Mapping;
@@ -18,7 +19,7 @@ fn the_pc_obeys_the_laws() {
     let board = Board::pc();
     for n in 0..300 {
         let generated = generators::script(&input(n), &board);
-        if let Err(violation) = oracles::generated(&generated, &board) {
+        if let Err(violation) = oracles::generated(&generated, &board, Restores::Each) {
             panic!("input {n}: {violation}\n{}", generated.script);
         }
     }
@@ -29,7 +30,7 @@ fn an_empty_input_is_one_read() {
     let board = Board::pc();
     let generated = generators::script(&[], &board);
     assert!(matches!(&generated.script.steps[..], [step] if matches!(step.op, Op::Exit { .. })));
-    oracles::generated(&generated, &board).expect("a boring script");
+    oracles::generated(&generated, &board, Restores::Each).expect("a boring script");
 }
 
 #[test]
@@ -44,7 +45,8 @@ fn what_once_went_wrong_stays_right() {
         let name = path.file_name().expect("a name").to_string_lossy().into_owned();
         let script =
             parse(&std::fs::read(&path).expect("a file")).unwrap_or_else(|e| panic!("{name}, {e}"));
-        let trace = oracles::check(&script, &Board::pc()).unwrap_or_else(|v| panic!("{name}: {v}"));
+        let trace = oracles::check(&script, &Board::pc(), Restores::Each)
+            .unwrap_or_else(|v| panic!("{name}: {v}"));
         check(&script, &trace).unwrap_or_else(|d| panic!("{name}, operation {}: {d}", d.step + 1));
         scripts += 1;
     }
@@ -61,7 +63,8 @@ fn the_inputs_reach_what_there_is() {
     let mut seen = [0; 5];
     for n in 0..300 {
         let generated = generators::script(&input(n), &board);
-        for (step, outcome) in generated.script.steps.iter().zip(&generated.outcomes) {
+        let trace = generated.played.expect("no panic");
+        for (step, outcome) in generated.script.steps.iter().zip(&trace.outcomes) {
             if let Op::Exit { exit: Exit::Io(Access { space, addr, dir, .. }), .. } = step.op {
                 let here = |m: &Mapping| {
                     m.region.space == space && addr.wrapping_sub(m.base) < m.region.len

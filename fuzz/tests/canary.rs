@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use common::input;
 use fuzz::minimise::minimise;
-use fuzz::oracles::Law;
+use fuzz::oracles::{Law, Restores};
 use fuzz::{Board, generators, oracles};
 use vmm::access::{IoError, Size, Space};
 use vmm::device::{Action, Actions, At, Clock, Device, Env, Nanos, Region, StateError};
@@ -169,9 +169,9 @@ fn hunt(flaw: Flaw, inputs: u64) -> Option<(Law, u64, usize)> {
     with(flaw, |board| {
         (0..inputs).find_map(|n| {
             let generated = generators::script(&input(n), board);
-            let law = oracles::generated(&generated, board).err()?.law;
+            let law = oracles::generated(&generated, board, Restores::Eight).err()?.law;
             let least = minimise(&generated.script, |script| {
-                oracles::check(script, board).is_err_and(|v| v.law == law)
+                oracles::check(script, board, Restores::Eight).is_err_and(|v| v.law == law)
             });
             let read = parse(least.to_string().as_bytes()).expect("its own text");
             assert_eq!(read, least);

@@ -52,27 +52,39 @@ impl Bounded {
     }
 }
 
-/// The last `count` lines of a log as text that is safe to print: what is not printable is escaped,
-/// and a long line is cut.
-pub fn last_lines(bytes: &[u8], count: usize) -> Vec<String> {
-    const WIDTH: usize = 400;
+/// The lines of a log as text that is safe to print: what is not printable is escaped, a long line
+/// is cut, empty ones are left out. Of many lines only the first `head` and the last `tail` are
+/// there, with a line in between that counts the others.
+pub fn excerpt(bytes: &[u8], head: usize, tail: usize) -> Vec<String> {
     let text = String::from_utf8_lossy(bytes);
     let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
-    let clean = |line: &&str| {
-        let mut out = String::new();
-        for c in line.trim_end().chars().take(WIDTH) {
-            match c {
-                '\t' => out.push(c),
-                c if c.is_control() => out.extend(c.escape_default()),
-                c => out.push(c),
-            }
+    let printable = |lines: &[&str]| lines.iter().map(|line| printable(line)).collect::<Vec<_>>();
+    if lines.len() <= head + tail {
+        return printable(&lines);
+    }
+    let mut shown = printable(&lines[..head]);
+    if head > 0 {
+        shown.push(format!("[{} lines are left out here]", lines.len() - head - tail));
+    }
+    shown.extend(printable(&lines[lines.len() - tail..]));
+    shown
+}
+
+/// A line with what is not printable escaped, and cut if it is long.
+fn printable(line: &str) -> String {
+    const WIDTH: usize = 400;
+    let mut out = String::new();
+    for c in line.trim_end().chars().take(WIDTH) {
+        match c {
+            '\t' => out.push(c),
+            c if c.is_control() => out.extend(c.escape_default()),
+            c => out.push(c),
         }
-        if line.chars().count() > WIDTH {
-            out.push_str(" ...");
-        }
-        out
-    };
-    lines[lines.len().saturating_sub(count)..].iter().map(clean).collect()
+    }
+    if line.chars().count() > WIDTH {
+        out.push_str(" ...");
+    }
+    out
 }
 
 #[cfg(test)]
@@ -102,10 +114,17 @@ mod tests {
     }
 
     #[test]
-    fn last_lines_are_printable() {
-        let lines = last_lines(b"one\n\ntwo\x1b[31m\r\n\xff\tx", 2);
+    fn an_excerpt_is_printable() {
+        let lines = excerpt(b"one\n\ntwo\x1b[31m\r\n\xff\tx", 0, 2);
         assert_eq!(lines, ["two\\u{1b}[31m", "\u{fffd}\tx"]);
-        assert_eq!(last_lines(b"", 3), Vec::<String>::new());
-        assert!(last_lines(&[b'x'; 5000], 1)[0].len() < 500);
+        assert_eq!(excerpt(b"", 3, 3), Vec::<String>::new());
+        assert!(excerpt(&[b'x'; 5000], 0, 1)[0].len() < 500);
+    }
+
+    #[test]
+    fn an_excerpt_has_both_ends_and_counts_the_middle() {
+        let log = b"1\n2\n3\n4\n5\n";
+        assert_eq!(excerpt(log, 2, 3), ["1", "2", "3", "4", "5"]);
+        assert_eq!(excerpt(log, 1, 2), ["1", "[2 lines are left out here]", "4", "5"]);
     }
 }

@@ -14,11 +14,12 @@
 //! # Ok::<(), testcases::build::BuildError>(())
 //! ```
 
-pub mod elf;
-pub mod table;
+#[cfg(test)]
+#[path = "../../vmm/src/payload/synthetic.rs"]
+mod synthetic;
 pub mod vector;
 
-pub use table::{TestInfo, list_tests};
+pub use vmm::payload::{ElfError, Image, TestInfo, list_tests};
 
 use crate::load::{Catalog, Payload};
 use std::collections::BTreeMap;
@@ -110,7 +111,7 @@ pub enum BuildError {
         /// Which.
         payload: String,
         /// What is wrong.
-        source: elf::ElfError,
+        source: ElfError,
     },
     /// A payload holds vector or x87 instructions where none may be.
     #[error("payload {payload}: {found}")]
@@ -157,7 +158,7 @@ pub fn lint_payloads(workspace: &Path, options: &Options) -> Result<(), BuildErr
 /// instructions in code that did not ask for them.
 pub fn check(payload: &str, bytes: &[u8]) -> Result<Vec<TestInfo>, BuildError> {
     let named = |source| BuildError::Elf { payload: payload.to_owned(), source };
-    let image = elf::Image::parse(bytes).map_err(named)?;
+    let image = Image::parse(bytes).map_err(named)?;
     image.check_loaders().map_err(named)?;
     if let Some(found) = vector::find(&image).map_err(named)? {
         return Err(BuildError::Vector { payload: payload.to_owned(), found });

@@ -72,6 +72,13 @@ pub struct Spec {
     /// What the host must offer; see [`crate::need`].
     #[serde(default)]
     pub needs: Vec<Need>,
+    /// Why the needs are what they are: told with the reason of a skip.
+    #[serde(default)]
+    pub because: Option<Because>,
+    /// A bug of KVM's own that the test shows, and where it lies. While it is there, a fail that the
+    /// guest reports is a skip with this reason; `--require guest` makes it an error.
+    #[serde(default)]
+    pub known_bug: Option<Because>,
     /// How long the guest may run, written like `10s`; within [`TIMEOUTS`].
     #[serde(default)]
     pub timeout: Timeout,
@@ -230,6 +237,13 @@ checked! {
             return Err("say in one sentence what holds if the case passes".into());
         }
         Ok(text)
+    };
+    /// A reason to be told in a report, without a full stop at its end.
+    Because(String) = |text| {
+        match text.trim().is_empty() || text.ends_with('.') {
+            true => Err(format!("{text:?} is no reason: one or more sentences, without the last full stop")),
+            false => Ok(text),
+        }
     };
 
     /// A duration within [`TIMEOUTS`].
@@ -466,6 +480,7 @@ mod tests {
         }
         for (text, says) in [
             ("about = \" \"\npayload = \"a::b\"", "one sentence"),
+            ("about = \"x\"\npayload = \"a::b\"\nbecause = \"So.\"", "without the last full stop"),
             ("about = \"x\"\npayload = \"a:b\"", "PAYLOAD::TEST"),
             ("about = \"x\"\npayload = \"::b\"", "PAYLOAD::TEST"),
         ] {

@@ -2,9 +2,9 @@
 //!
 //! A case ([`case`]) is a TOML file that names a test of a payload, the machine it runs on, what it
 //! needs of the host ([`need`], [`facts`]) and the outcome that is right. [`load`] reads the cases and
-//! checks them against the payloads; [`select`] chooses; [`runner`] runs each in a process of its
-//! own ([`process`]; [`build`] makes the payloads, [`program`] the VMM), as many side by side as fit ([`schedule`]); [`transcript`] reads what the guest
-//! says and [`verdict`] judges; [`report`] tells people, CI systems and programs.
+//! checks them against the payloads that [`build`] makes; [`select`] chooses; [`runner`] runs each in a
+//! process of its own ([`process`]), as many side by side as fit ([`schedule`]); [`transcript`] reads
+//! what the guest says and [`verdict`] judges; [`report`] tells people, CI systems and programs.
 
 pub mod bounded;
 pub mod build;

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::build::{self, BuildError};
 use crate::case::{Case, CaseId, Spec, is_word};
 use crate::facts::HostFacts;
 use crate::nearest;
@@ -72,15 +71,6 @@ impl Catalog {
     /// An empty catalog.
     pub fn new() -> Catalog {
         Catalog::default()
-    }
-
-    /// Builds all payloads of the workspace at `root`, and reads their tables of tests.
-    ///
-    /// # Errors
-    ///
-    /// A payload that does not build, or is not what a loader or the runner expects.
-    pub fn build(root: &Path) -> Result<Catalog, BuildError> {
-        Ok(build::build_payloads(root, &build::Options::default())?.catalog)
     }
 
     /// Adds a payload under its name; a name that is there already is replaced.
@@ -259,6 +249,9 @@ pub fn check(
                 problems.add(&case.file, message);
             }
         }
+        if case.spec.because.is_some() && case.spec.needs.is_empty() {
+            problems.add(&case.file, "`because` without `needs`: it says why those are".to_owned());
+        }
         for need in &case.spec.needs {
             if let Met::Unknown(why) = need.check(facts) {
                 problems.add(&case.file, format!("need `{need}`: {why}"));
@@ -273,7 +266,9 @@ pub fn check(
             problems.add(&file, message);
         }
     }
-    problems.0.dedup();
+    // A variant repeats what is wrong with its base.
+    let mut told = BTreeSet::new();
+    problems.0.retain(|p| told.insert((p.file.clone(), p.message.clone())));
     problems.or(())
 }
 
@@ -402,6 +397,9 @@ mod tests {
         assert!(problems.contains("module none: there is no such file"), "{problems}");
         assert!(problems.contains("need `cpuid:x3apic`: unknown x3apic"), "{problems}");
         assert!(problems.contains("no case runs `apic::x2apic_msr`"), "{problems}");
+        let text = format!("{SMALL}because = \"it must\"\n");
+        let reason = check_files(&[("a/b.toml", &text), OTHER]).unwrap_err().to_string();
+        assert!(reason.contains("`because` without `needs`"), "{reason}");
         assert!(!problems.contains("selftest"), "{problems}");
     }
 }

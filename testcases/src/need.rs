@@ -183,10 +183,14 @@ impl Need {
             Need::Host(host) => match host {
                 HostNeed::HardwareCpl0 => match facts.flavour() {
                     KvmFlavour::Intel | KvmFlavour::Amd => Met::Yes,
-                    other => Met::No(format!(
-                        "{other} runs guest CPL 0 code in the kernel's instruction emulator or is \
-                         not known to run it on the processor"
-                    )),
+                    KvmFlavour::Pvm => Met::No(
+                        "kvm-pvm interprets guest CPL 0 code in the kernel's instruction emulator"
+                            .into(),
+                    ),
+                    KvmFlavour::Unknown => Met::No(
+                        "neither kvm-intel nor kvm-amd is loaded: guest CPL 0 code may be interpreted"
+                            .into(),
+                    ),
                 },
                 HostNeed::Cpl3Entry => met(facts.flavour() != KvmFlavour::Pvm, &|| {
                     "kvm-pvm makes #UD of `int n` and #PF of `syscall` at CPL 3".into()
@@ -289,7 +293,7 @@ mod tests {
             ("kvm-cap:X86_SMM", "X86_SMM"),
             ("module:kvm.enable_pmu=N", "kvm.enable_pmu is Y, not N"),
             ("module:kvm_intel.nested=Y", "/sys/module/kvm_intel/parameters/nested"),
-            ("host:hardware-cpl0", "kvm-pvm runs guest CPL 0"),
+            ("host:hardware-cpl0", "kvm-pvm interprets guest CPL 0"),
             ("host:cpl3-entry", "#UD of `int n`"),
             ("host:intel", "the host's KVM is kvm-pvm"),
             ("host:amd", "the host's KVM is kvm-pvm"),

@@ -18,6 +18,9 @@ const TICK: Duration = Duration::from_millis(100);
 /// How long output may still come after the process has ended (from a pipe that is not empty yet).
 const DRAIN: Duration = Duration::from_millis(500);
 
+/// How long a process that was asked to end may take before it is killed.
+const LEAVE: Duration = Duration::from_secs(3);
+
 /// How long a killed process may take to be gone. A thread inside a system call that cannot be
 /// interrupted delays it.
 const REAP: Duration = Duration::from_secs(5);
@@ -78,12 +81,13 @@ pub fn run(
     output: &mut dyn FnMut(Stream, &[u8]),
 ) -> Ended {
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    supervise(command, limit, cancel, output)
+    supervise(command, limit, cancel, output, false)
 }
 
-/// As [`run`], but the child's outputs are the caller's own.
+/// As [`run`], but the child's outputs are the caller's own, and it is asked to end (SIGTERM) before
+/// it is killed, because it may have children in groups of their own.
 pub fn run_inherited(command: &mut Command, limit: Duration, cancel: &AtomicBool) -> Ended {
-    supervise(command, limit, cancel, &mut |_, _| {})
+    supervise(command, limit, cancel, &mut |_, _| {}, true)
 }
 
 fn supervise(
@@ -91,6 +95,7 @@ fn supervise(
     limit: Duration,
     cancel: &AtomicBool,
     output: &mut dyn FnMut(Stream, &[u8]),
+    gently: bool,
 ) -> Ended {
     let deadline = Instant::now() + limit;
     let mut child = match command.stdin(Stdio::null()).process_group(0).spawn() {
@@ -108,8 +113,17 @@ fn supervise(
             Some(Ended::NotStarted(format!("the started process cannot be watched: {e}")))
         }
     };
-    kill_group(pid);
-    let status = reap(&mut child);
+    let mut status = None;
+    if gently && ended.is_some() {
+        // That the group is gone already is what is wanted.
+        let _ = kill_process_group(pid, Signal::TERM);
+        status = reap(&mut child, LEAVE);
+    }
+    // Not once the leader is reaped: its id could come to mean another group.
+    if status.is_none() {
+        kill_group(pid);
+        status = reap(&mut child, REAP);
+    }
     match (ended, status) {
         (Some(Ended::Killed { .. }), status) => Ended::Killed { reaped: status.is_some() },
         (Some(ended), _) => ended,
@@ -204,9 +218,9 @@ fn kill_group(pid: Pid) {
     let _ = kill_process_group(pid, Signal::KILL);
 }
 
-/// Waits a bounded time for a process that has ended or been killed.
-fn reap(child: &mut Child) -> Option<std::process::ExitStatus> {
-    let until = Instant::now() + REAP;
+/// Waits a bounded time for a process that has ended or was told to.
+fn reap(child: &mut Child, limit: Duration) -> Option<std::process::ExitStatus> {
+    let until = Instant::now() + limit;
     loop {
         match child.try_wait() {
             Ok(Some(status)) => return Some(status),
@@ -293,6 +307,31 @@ mod tests {
         let mut command = Command::new("sleep");
         let ended = run_inherited(command.arg("600"), Duration::from_secs(600), &cancel);
         assert_eq!(ended, Ended::Cancelled);
+    }
+
+    #[test]
+    fn a_command_of_a_person_is_asked_to_end_before_it_is_killed() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let said = dir.path().join("said");
+        let started = dir.path().join("started");
+        let script = format!(
+            "trap 'echo bye > {}; exit' TERM; echo > {}; while :; do sleep 0.01; done",
+            said.display(),
+            started.display()
+        );
+        let cancel = AtomicBool::new(false);
+        let ended = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !started.exists() {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                cancel.store(true, Ordering::Relaxed);
+            });
+            let mut command = Command::new("sh");
+            run_inherited(command.args(["-c", &script]), Duration::from_secs(600), &cancel)
+        });
+        assert_eq!(ended, Ended::Cancelled);
+        assert_eq!(std::fs::read_to_string(said).expect("its last words"), "bye\n");
     }
 
     #[test]

@@ -22,7 +22,9 @@ pub fn build_vmm(root: &Path, cargo: &OsStr, cancel: &AtomicBool) -> Result<Path
     let mut messages = Vec::new();
     let ended = process::run(
         Command::new(cargo)
-            .args(["build", "--package", "vmm", "--bin", "vmm"])
+            // Cargo builds dependencies with the features that the chosen packages want together.
+            // Naming xtask, which is built already, makes that the same set, and nothing twice.
+            .args(["build", "--package", "vmm", "--package", "xtask", "--bin", "vmm"])
             .arg("--message-format=json-render-diagnostics")
             .current_dir(root),
         LIMIT,

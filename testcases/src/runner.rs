@@ -9,7 +9,10 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::bounded::{Bounded, last_lines};
+use payload_abi::ExitValue;
+use vmm::units;
+
+use crate::bounded::{Bounded, excerpt};
 use crate::case::{Case, CaseId};
 use crate::facts::HostFacts;
 use crate::load::Catalog;
@@ -19,7 +22,6 @@ use crate::require::Require;
 use crate::schedule::Schedule;
 use crate::transcript::{Measured, Transcript};
 use crate::verdict::{Outcome, Verdict, verdict};
-use vmm::units;
 
 /// How much longer than the guest's time the VMM's process may take: to set up, to notice the timeout
 /// itself and to write its report; for [`Setup::grace`].
@@ -28,8 +30,12 @@ pub const GRACE: Duration = Duration::from_secs(5);
 /// What is kept of a serial log or a standard error: so much of its beginning and of its end. Bytes.
 const KEEP: (usize, usize) = (256 << 10, 64 << 10);
 
-/// Lines of the serial log, and of the VMM's report, that a result carries along.
-const SHOWN: (usize, usize) = (15, 60);
+/// The last lines of the serial log that a result carries along.
+const SERIAL_SHOWN: usize = 15;
+
+/// The first and last lines of the VMM's report that a result carries along: the reason with the
+/// first vCPU's registers, and the last exits.
+const REPORT_SHOWN: (usize, usize) = (50, 70);
 
 /// What a run works with.
 pub struct Setup<'a> {
@@ -84,8 +90,8 @@ pub struct CaseResult {
     pub serial_bytes: u64,
     /// The last lines of the serial log.
     pub serial_tail: Vec<String>,
-    /// The last lines of the VMM's standard error.
-    pub stderr_tail: Vec<String>,
+    /// What the VMM wrote to its standard error: its beginning and its end.
+    pub report: Vec<String>,
 }
 
 /// What came out of a run.
@@ -195,13 +201,16 @@ fn run_case(case: &Case, setup: &Setup<'_>) -> CaseResult {
         logs: logs_of(&setup.runs, &case.id),
         serial_bytes: 0,
         serial_tail: Vec::new(),
-        stderr_tail: Vec::new(),
+        report: Vec::new(),
     };
     for need in [&Need::Kvm].into_iter().chain(&case.spec.needs) {
         match need.check(setup.facts) {
             Met::Yes => {}
             Met::No(why) => {
-                result.verdict = skip(setup, Some(need), &format!("needs {need}: {why}"));
+                let because = case.spec.because.as_ref().filter(|_| *need != Need::Kvm);
+                let because = because.map_or(String::new(), |b| format!("; {}", b.0));
+                let reason = format!("needs {need}: {why}{because}");
+                result.verdict = skip(setup, Some(need), &reason);
                 result.unmet = Some(need.clone());
                 return result;
             }
@@ -220,6 +229,15 @@ fn run_case(case: &Case, setup: &Setup<'_>) -> CaseResult {
     execute(case, setup, &mut result);
     if result.verdict.outcome == Outcome::Skip {
         result.verdict = skip(setup, None, &format!("the guest: {}", result.verdict.reason));
+    }
+    // Only what the guest itself reports is the bug that is known; a guest that dies is another.
+    let said_fail = result.ended == Some(Ended::Exited(ExitValue::Fail.status()));
+    if let Some(bug) = &case.spec.known_bug
+        && result.verdict.outcome == Outcome::Fail
+        && said_fail
+    {
+        let reason = format!("a known bug: {}; {}", bug.0, result.verdict.reason);
+        result.verdict = skip(setup, None, &reason);
     }
     result
 }
@@ -257,8 +275,8 @@ fn execute(case: &Case, setup: &Setup<'_>, result: &mut CaseResult) {
     result.values = transcript.values().to_vec();
     result.serial_bytes = serial.total();
     let (serial, stderr) = (serial.contents(), stderr.contents());
-    result.serial_tail = last_lines(&serial, SHOWN.0);
-    result.stderr_tail = last_lines(&stderr, SHOWN.1);
+    result.serial_tail = excerpt(&serial, 0, SERIAL_SHOWN);
+    result.report = excerpt(&stderr, REPORT_SHOWN.0, REPORT_SHOWN.1);
     result.ended = Some(ended);
     if let Err(e) = write_logs(result, &serial, &stderr) {
         let reason = format!("cannot write the logs below {}: {e}", result.logs.display());

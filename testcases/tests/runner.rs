@@ -119,6 +119,8 @@ fn run(cases: &[Case], options: &Options) -> (RunResult, tempfile::TempDir) {
     (result, dir)
 }
 
+const KNOWN: &str = "known_bug = \"of long standing\"";
+
 #[test]
 fn every_end_has_its_outcome() {
     let table = [
@@ -143,6 +145,16 @@ fn every_end_has_its_outcome() {
         ("pass", "expect = \"halted\"", Outcome::Fail, "the guest ended and passed"),
         ("pass", "needs = [\"cpuid:x2apic\"]", Outcome::Pass, ""),
         ("pass", "needs = [\"cpuid:pcid\"]", Outcome::Skip, "needs cpuid:pcid: KVM shows no pcid"),
+        (
+            "pass",
+            "needs = [\"cpuid:pcid\"]\nbecause = \"it flushes\"",
+            Outcome::Skip,
+            "needs cpuid:pcid: KVM shows no pcid; it flushes",
+        ),
+        ("fail", KNOWN, Outcome::Skip, "a known bug: of long standing; x.rs:1: wrong"),
+        ("pass", KNOWN, Outcome::Pass, ""),
+        ("error", KNOWN, Outcome::Error, "trap #PF at 0x1234"),
+        ("status_4", KNOWN, Outcome::Fail, "triple-faulted"),
         ("pass", "needs = [\"cpuid:nothing\"]", Outcome::Error, "no such feature: nothing"),
     ];
     let cases: Vec<_> = table.iter().map(|(test, more, ..)| case(test, more)).collect();
@@ -157,7 +169,7 @@ fn every_end_has_its_outcome() {
     assert!(!result.is_good());
     let values: Vec<_> = result.results[0].values.iter().map(|m| (&m.key[..], m.value)).collect();
     assert_eq!(values, [("exit_ticks", 42)]);
-    assert_eq!(result.results[7].stderr_tail.last().expect("a report"), "rip 0x100000");
+    assert_eq!(result.results[7].report.last().expect("a report"), "rip 0x100000");
 }
 
 #[test]
@@ -178,7 +190,7 @@ fn a_flood_of_output_is_bounded_in_files_and_in_the_report() {
         let size = dir.path().join("fake/flood").join(log).metadata().expect("a log").len();
         assert!((1..512 << 10).contains(&size), "{log} has {size} bytes");
     }
-    let shown: usize = flood.serial_tail.iter().chain(&flood.stderr_tail).map(String::len).sum();
+    let shown: usize = flood.serial_tail.iter().chain(&flood.report).map(String::len).sum();
     assert!(shown < 64 << 10, "{shown} bytes would be shown");
 }
 

@@ -8,10 +8,11 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
+use testcases::build::{Options, build_payloads};
 use testcases::case::{Case, CaseId};
 use testcases::facts::HostFacts;
 use testcases::linux::LinuxFacts;
-use testcases::load::{Catalog, SELFTEST};
+use testcases::load::SELFTEST;
 use testcases::program::build_vmm;
 use testcases::require::{Require, VARIABLE};
 use testcases::runner::{self, CaseResult, Setup, Watch};
@@ -75,7 +76,8 @@ fn every_end_of_a_real_guest_has_its_outcome() {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
     let cancel = AtomicBool::new(false);
     let vmm = build_vmm(root, &cargo, &cancel).expect("the vmm program");
-    let catalog = Catalog::build(root).expect("payloads");
+    let built = build_payloads(root, &Options::default()).unwrap_or_else(|e| panic!("{e}"));
+    let catalog = built.catalog;
     let runs = tempfile::tempdir().expect("a temporary directory");
 
     let payload = catalog.get(SELFTEST).expect("the payload");

@@ -50,13 +50,6 @@ pub enum Action {
     PowerOff,
     /// The guest asked for this ACPI sleep state, 1 to 4.
     Sleep(u8),
-    /// The level of this GSI, past the device's own line (the test device drives any).
-    Line {
-        /// The GSI.
-        gsi: u32,
-        /// High or low.
-        level: bool,
-    },
     /// The mapping of the page at this guest-physical address is dropped and made again.
     RemapPage(u64),
     /// A power-on self-test code on port 0x80.
@@ -101,10 +94,10 @@ impl Actions {
     }
 
     /// Takes the actions out, first one first.
-    pub fn drain(&mut self) -> impl Iterator<Item = Action> + use<> {
-        let items = std::mem::take(&mut self.items);
+    #[inline]
+    pub fn drain(&mut self) -> impl Iterator<Item = Action> {
         let len = std::mem::take(&mut self.len);
-        items.into_iter().take(len).flatten()
+        self.items[..len].iter().copied().flatten()
     }
 }
 
@@ -183,6 +176,18 @@ pub trait Device: Send + fmt::Debug {
     /// board samples it after each call.
     fn irq(&self) -> bool {
         false
+    }
+
+    /// GSIs 0 to 31 that the device can drive past its own line, as a bit set; always the same for
+    /// one device. Only the test device has any.
+    fn drives(&self) -> u32 {
+        0
+    }
+
+    /// The levels of [`Device::drives`], bit by bit: like [`Device::irq`] a function of state. What
+    /// several devices drive is high while one of them holds it high.
+    fn lines(&self) -> u32 {
+        0
     }
 
     /// The earliest time at which [`Device::irq`] would change without an access; the board calls

@@ -17,7 +17,7 @@ use crate::cpuid::{CpuModel, Topology};
 use crate::device::Clock;
 use crate::exit::{Entry, Exit};
 use crate::host::clock::HostClock;
-use crate::host::events::Wake;
+use crate::host::events::{EndSignals, Wake};
 use crate::hv::kvm::{Host, KvmConfig, KvmVcpu, KvmVm};
 use crate::hv::{Vcpu, Vm};
 use crate::machine::{Backplane, Context, Machine, PcConfig, pc};
@@ -106,6 +106,9 @@ fn file_name(path: &Path) -> String {
 /// # Errors
 /// When it could not be started, or the host failed it on the way; never for what a guest does.
 pub fn run(options: &Options) -> Result<Finished, LaunchError> {
+    // Before the first thread and before the terminal is changed: every thread inherits that these
+    // signals do not kill, and so the terminal is put back.
+    let signals = EndSignals::take().map_err(LaunchError::Events)?;
     let Prepared { vm, vcpus, machine, console, recorder, wake } = prepare(options)?;
     let driver = Driver { machine: &machine, recorder: recorder.as_ref() };
     let waker = wake.try_clone().map_err(LaunchError::Events)?;
@@ -130,7 +133,7 @@ pub fn run(options: &Options) -> Result<Finished, LaunchError> {
                 }
             }
         }
-        let supervised = supervise::supervise(options, &driver, &control, &console, &wake);
+        let supervised = supervise::supervise(options, &driver, &control, &console, &wake, signals);
         let reports = threads
             .into_iter()
             .filter_map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))

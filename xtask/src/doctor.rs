@@ -192,8 +192,9 @@ fn kvm(facts: &LinuxFacts, advice: &mut Vec<String>) -> bool {
     match flavour {
         KvmFlavour::Intel | KvmFlavour::Amd => {}
         KvmFlavour::Pvm => advice.push(
-            "kvm-pvm interprets guest CPL 0 code and knows few SSE instructions: cases that need \
-             host:hardware-cpl0 are skipped here; run them on a machine with VMX or SVM"
+            "kvm-pvm interprets guest CPL 0 code, and does not enter CPL 0 by `int n` or `syscall`: \
+             cases that need host:hardware-cpl0 or host:cpl3-entry are skipped here; run them on a \
+             machine with VMX or SVM"
                 .into(),
         ),
         KvmFlavour::Unknown => advice.push(

@@ -54,7 +54,8 @@ pub struct Test {
     /// separated by commas. EXITLAB_REQUIRE adds to it.
     #[arg(long, value_name = "NAMES", default_value = "", hide_default_value = true)]
     pub require: String,
-    /// How many vCPUs run side by side; as many as there are processors if not given.
+    /// How many vCPUs run side by side; twice as many as there are processors if not given, since
+    /// cases wait for about half of their time.
     #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub jobs: Option<u16>,
     /// Writes a JUnit report to this file.

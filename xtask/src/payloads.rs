@@ -3,7 +3,6 @@
 use std::process::ExitCode;
 
 use testcases::build;
-use testcases::load::Catalog;
 
 use crate::flags;
 use crate::support::{self, Failure, Outcome};
@@ -16,7 +15,7 @@ pub fn run(flags: &flags::Payloads) -> Outcome {
         println!("clippy has nothing to say on the payloads");
         return Ok(ExitCode::SUCCESS);
     }
-    let catalog = Catalog::build(&root).map_err(Failure::bad)?;
+    let catalog = support::payloads(&root)?;
     let (mut payloads, mut tests) = (0, 0);
     for (name, payload) in catalog.iter() {
         payloads += 1;

@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use testcases::case::Case;
 use testcases::facts::HostFacts;
 use testcases::linux::LinuxFacts;
-use testcases::load::{self, Catalog};
+use testcases::load;
 use testcases::program;
 use testcases::report::{HostInfo, json, junit, text};
 use testcases::runner::{self, CaseResult, RunResult, Setup, Watch};
@@ -28,7 +28,7 @@ pub fn run(flags: &flags::Test) -> Outcome {
     let cases = load::load(&dir).map_err(|e| Failure::input(format!("bad cases:\n{e}")))?;
     // A wrong filter is told before anything is built.
     let chosen = select(&cases, &flags.filters, flags.exact).map_err(Failure::input)?;
-    let catalog = Catalog::build(&root).map_err(Failure::bad)?;
+    let catalog = support::payloads(&root)?;
     load::check(&dir, &cases, &catalog, &facts)
         .map_err(|e| Failure::input(format!("bad cases:\n{e}")))?;
     if flags.list {
@@ -47,7 +47,8 @@ pub fn run(flags: &flags::Test) -> Outcome {
         catalog: &catalog,
         facts: &facts,
         require,
-        jobs: flags.jobs.map_or_else(|| facts.cpus(), usize::from),
+        // A case waits for about as long as it computes: for its timers, and for KVM to take a VM apart.
+        jobs: flags.jobs.map_or_else(|| 2 * facts.cpus(), usize::from),
         grace: runner::GRACE,
         fail_fast: flags.fail_fast,
         cancel: &cancel,

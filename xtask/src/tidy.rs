@@ -6,7 +6,7 @@
 use std::process::ExitCode;
 
 use crate::flags;
-use crate::support::lex::{self, NamedPath, Token};
+use crate::support::lex::{self, NamedPath};
 use crate::support::repository::{Finding, Repository};
 use crate::support::{Outcome, root};
 
@@ -188,13 +188,20 @@ fn forbidden(repository: &Repository) -> Vec<Finding> {
             if !path.starts_with(rule.below) || rule.except.iter().any(|e| path.starts_with(e)) {
                 continue;
             }
-            for named in lex::paths(&tokens) {
-                let text = named.words.join("::") + "::";
-                for bad in rule.paths.iter().filter(|bad| text.starts_with(&format!("{bad}::"))) {
-                    let message = format!("names `{bad}`: {}", rule.why);
-                    findings.push(Finding::new(path, named.line, message));
-                }
+            let paths =
+                lex::paths(&tokens).into_iter().map(|p| (p.words.join("::") + "::", p.line));
+            // A crate can also be named alone, as in `use libc as c`.
+            let words = tokens.iter().map(|token| (token.text.clone() + "::", token.line));
+            let mut named: Vec<(&str, usize)> = Vec::new();
+            for (text, line) in paths.chain(words) {
+                let bad = rule.paths.iter().filter(|bad| text.starts_with(&format!("{bad}::")));
+                named.extend(bad.map(|bad| (*bad, line)));
             }
+            named.sort();
+            named.dedup();
+            let message = |bad| format!("names `{bad}`: {}", rule.why);
+            findings
+                .extend(named.iter().map(|(bad, line)| Finding::new(path, *line, message(bad))));
         }
     }
     findings
@@ -274,7 +281,7 @@ fn commands(repository: &Repository) -> Vec<Finding> {
     let declared: Vec<String> = repository
         .files
         .get("xtask/src/flags.rs")
-        .map(|text| declared_commands(&lex::tokens(text)))
+        .map(|text| lex::variants(&lex::tokens(text), "Command"))
         .unwrap_or_default();
     for command in &declared {
         let file = format!("xtask/src/{command}.rs");
@@ -293,28 +300,6 @@ fn commands(repository: &Repository) -> Vec<Finding> {
         }
     }
     findings
-}
-
-/// The variants of `enum Command`, in the spelling of their files.
-fn declared_commands(tokens: &[Token]) -> Vec<String> {
-    let texts: Vec<&str> = tokens.iter().map(|t| t.text.as_str()).collect();
-    let Some(start) = texts.windows(3).position(|w| w == ["enum", "Command", "{"]) else {
-        return Vec::new();
-    };
-    let body = texts[start + 3..].iter().take_while(|t| **t != "}").collect::<Vec<_>>();
-    let names = body.windows(2).filter(|w| *w[1] == "(" && w[0].starts_with(char::is_uppercase));
-    let mut commands = Vec::new();
-    for name in names.map(|w| w[0]) {
-        let mut file = String::new();
-        for c in name.chars() {
-            if c.is_uppercase() && !file.is_empty() {
-                file.push('_');
-            }
-            file.extend(c.to_lowercase());
-        }
-        commands.push(file);
-    }
-    commands
 }
 
 #[cfg(test)]
@@ -388,6 +373,7 @@ mod tests {
                 ("vmm/src/chips/uart.rs", "fn f() { libc::close(1) }", 1),
                 ("vmm/src/run.rs", "use kvm_bindings::kvm_run;", 1),
                 ("testcases/src/facts.rs", "use kvm_ioctls::Kvm;", 1),
+                ("testcases/src/facts.rs", "use kvm_ioctls as k;", 1),
             ],
         );
         keeps(
@@ -491,7 +477,5 @@ mod tests {
     fn this_repository_is_read() {
         let repository = Repository::read(&root()).expect("git");
         assert!(repository.files["xtask/src/tidy.rs"].contains("this_repository_is_read"));
-        let declared = declared_commands(&lex::tokens(&repository.files["xtask/src/flags.rs"]));
-        assert!(declared.contains(&"tidy".to_string()), "{declared:?}");
     }
 }

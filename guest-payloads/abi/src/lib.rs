@@ -24,6 +24,10 @@ pub const TEST_MAGIC: u32 = 0x4c58_0001;
 /// The command line's key that names the test to run: `test=NAME`.
 pub const CMDLINE_TEST: &str = "test";
 
+/// The command line's key that says how many CPUs the machine has: `cpus=N`. Without it a payload
+/// that wants the others waits until no more come.
+pub const CMDLINE_CPUS: &str = "cpus";
+
 /// What a payload writes to [`EXIT_PORT`]. The values are those of kvm-unit-tests, so a payload
 /// and its images end alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

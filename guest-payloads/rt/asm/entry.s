@@ -1,7 +1,9 @@
 # Entry from a PVH or multiboot 1 loader, the way into long mode, and the way there of the
 # other CPUs. AT&T syntax.
 #
-# What every loader promises (Xen's PVH boot protocol; Multiboot Specification 0.6.96, 3.2):
+# A 64-bit ELF's own entry point is rt_entry64_elf, in 64-bit mode.
+#
+# What every other loader promises (Xen's PVH boot protocol; Multiboot Specification 0.6.96, 3.2):
 # 32-bit protected mode, flat segments, paging off, interrupts off. EBX leads to the boot
 # information; EAX is 0x2badb002 from multiboot and nothing in particular from PVH.
 
@@ -20,9 +22,38 @@ rt_multiboot_header:
 
     .global rt_entry32
 rt_entry32:
+    # What the loader left, for boot::entry_state; the stack is whatever it is until it is noted.
+    movl    %eax, rt_entry_state
+    movl    %ebx, rt_entry_state + 8
+    movl    %ecx, rt_entry_state + 16
+    movl    %edx, rt_entry_state + 24
+    movl    %esi, rt_entry_state + 32
+    movl    %edi, rt_entry_state + 40
+    movl    %ebp, rt_entry_state + 48
+    movl    %esp, rt_entry_state + 56
+    movl    $(rt_boot_block + {block_size}), %esp
+    pushfl
     cli
     cld
+    popl    rt_entry_state + 64
     movl    %eax, %ebp
+    movl    %cr0, %eax
+    movl    %eax, rt_entry_state + 72
+    movl    %cr3, %eax
+    movl    %eax, rt_entry_state + 80
+    movl    %cr4, %eax
+    movl    %eax, rt_entry_state + 88
+    movl    $0xc0000080, %ecx
+    rdmsr
+    movl    %eax, rt_entry_state + 96
+    movl    %edx, rt_entry_state + 100
+    movw    %cs, rt_entry_state + 104
+    movw    %ds, rt_entry_state + 106
+    movw    %es, rt_entry_state + 108
+    movw    %ss, rt_entry_state + 110
+    movw    %fs, rt_entry_state + 112
+    movw    %gs, rt_entry_state + 114
+    str     rt_entry_state + 116
     xorl    %eax, %eax
     movl    $__bss_start, %edi
     movl    $__bss_end, %ecx
@@ -91,6 +122,62 @@ rt_long_mode:
     movl    %eax, %gs
     movl    %esi, %esp
     jmpq    *%rdi
+# The ELF's entry point, for a loader that knows neither protocol: 64-bit mode with the first
+# 4 GiB mapped one to one, and hvm_start_info at RDI. Joins the way of the 32-bit entry.
+    .global rt_entry64_elf
+rt_entry64_elf:
+    movq    %rax, rt_entry_state
+    movq    %rbx, rt_entry_state + 8
+    movq    %rcx, rt_entry_state + 16
+    movq    %rdx, rt_entry_state + 24
+    movq    %rsi, rt_entry_state + 32
+    movq    %rdi, rt_entry_state + 40
+    movq    %rbp, rt_entry_state + 48
+    movq    %rsp, rt_entry_state + 56
+    movl    $(rt_boot_block + {block_size}), %esp
+    pushfq
+    cli
+    cld
+    popq    rt_entry_state + 64
+    movq    %cr0, %rax
+    movq    %rax, rt_entry_state + 72
+    movq    %cr3, %rax
+    movq    %rax, rt_entry_state + 80
+    movq    %cr4, %rax
+    movq    %rax, rt_entry_state + 88
+    movl    $0xc0000080, %ecx
+    rdmsr
+    movl    %eax, rt_entry_state + 96
+    movl    %edx, rt_entry_state + 100
+    movw    %cs, rt_entry_state + 104
+    movw    %ds, rt_entry_state + 106
+    movw    %es, rt_entry_state + 108
+    movw    %ss, rt_entry_state + 110
+    movw    %fs, rt_entry_state + 112
+    movw    %gs, rt_entry_state + 114
+    str     rt_entry_state + 116
+    movl    %edi, %ebx
+    xorl    %ebp, %ebp
+    xorl    %eax, %eax
+    movl    $__bss_start, %edi
+    movl    $__bss_end, %ecx
+    subl    %edi, %ecx
+    shrl    $3, %ecx
+    rep stosq
+    rdtsc
+    movl    %eax, rt_entry_tsc
+    movl    %edx, rt_entry_tsc + 4
+    lgdt    rt_boot_gdt_ptr
+    movq    %cr4, %rax
+    orl     $0x620, %eax                    # PAE, OSFXSR, OSXMMEXCPT
+    movq    %rax, %cr4
+    movl    $rt_pml4, %eax
+    movq    %rax, %cr3
+    movl    $0x80010033, %eax               # PG, WP, NE, ET, MP, PE
+    movq    %rax, %cr0
+    movl    $(rt_boot_block + {block_size}), %esi
+    movl    $rt_entry64, %edi
+    ljmpl   *rt_long_mode_pointer
 rt_entry64:
     movl    %ebp, %edi
     movl    %ebx, %esi
@@ -161,9 +248,15 @@ rt_boot_gdt_ptr:
 rt_ap_arrivals: .long 0
 rt_ap_limit:    .long 0
 rt_ap_blocks:   .long 0
+rt_long_mode_pointer:
+    .long   rt_long_mode
+    .word   0x08
     .balign 8
     .global rt_entry_tsc
 rt_entry_tsc:   .quad 0
+# An `EntryState` (rt/src/boot.rs); its 64-bit fields have zeroes above what 32-bit code stores.
+    .global rt_entry_state
+rt_entry_state: .skip 120
 
     .section .noinit, "aw", @nobits
     .global rt_boot_block

@@ -278,6 +278,45 @@ pub(crate) fn init(magic: u32, at: u32) {
 
 unsafe extern "C" {
     static rt_entry_tsc: u64;
+    static rt_entry_state: EntryState;
+}
+
+/// The registers as the loader left them, noted by the first instructions of the payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+#[allow(missing_docs)] // The registers they are named for.
+pub struct EntryState {
+    pub rax: u64,
+    pub rbx: u64,
+    pub rcx: u64,
+    pub rdx: u64,
+    pub rsi: u64,
+    pub rdi: u64,
+    pub rbp: u64,
+    pub rsp: u64,
+    pub rflags: u64,
+    pub cr0: u64,
+    pub cr3: u64,
+    pub cr4: u64,
+    pub efer: u64,
+    pub cs: u16,
+    pub ds: u16,
+    pub es: u16,
+    pub ss: u16,
+    pub fs: u16,
+    pub gs: u16,
+    /// The task register's selector.
+    pub tr: u16,
+    /// Zero.
+    pub unused: u16,
+}
+
+const _: () = assert!(size_of::<EntryState>() == 120);
+
+/// The registers as the loader left them.
+pub fn entry_state() -> EntryState {
+    // SAFETY: written once, before Rust code runs.
+    unsafe { rt_entry_state }
 }
 
 /// The time-stamp counter as it was a few instructions after the payload was entered.

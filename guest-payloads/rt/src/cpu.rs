@@ -50,8 +50,14 @@ const DPL3: u64 = 3 << 45;
 /// fields are not aligned.
 #[repr(C)]
 pub(crate) struct Tss {
-    words: [AtomicU32; 26],
+    words: [AtomicU32; TSS_WORDS],
+    /// I/O permission map for ports below [`IO_MAP_PORTS`], and the word of ones that ends it.
+    io_map: [AtomicU32; IO_MAP_PORTS / 32 + 1],
 }
+
+const TSS_WORDS: usize = 26;
+/// Ports that the TSS's I/O permission map has a bit for; see [`open_ports`].
+pub const IO_MAP_PORTS: usize = 0x800;
 
 impl Tss {
     fn set64(&self, word: usize, value: u64) {
@@ -80,10 +86,7 @@ pub(crate) struct Caught {
     pub(crate) error_code: u64,
     pub(crate) rip: u64,
     pub(crate) cr2: u64,
-}
-
-impl Caught {
-    pub(crate) const NONE: Caught = Caught { valid: 0, vector: 0, error_code: 0, rip: 0, cr2: 0 };
+    pub(crate) rflags: u64,
 }
 
 /// Bookkeeping of one CPU, at the start of its block. All zeroes is its initial state.
@@ -127,6 +130,15 @@ impl Cpu {
     pub(crate) fn set_caught(&self, caught: Caught) {
         // SAFETY: as in `caught`.
         unsafe { self.caught.get().write_volatile(caught) }
+    }
+    pub(crate) fn has_caught(&self) -> bool {
+        // SAFETY: as in `caught`.
+        unsafe { (&raw const (*self.caught.get()).valid).read_volatile() != 0 }
+    }
+    /// Forgets what was caught.
+    pub(crate) fn clear_caught(&self) {
+        // SAFETY: as in `caught`.
+        unsafe { (&raw mut (*self.caught.get()).valid).write_volatile(0) }
     }
     /// Address of the block.
     pub(crate) fn base(&self) -> usize {
@@ -180,8 +192,10 @@ pub(crate) fn init(index: u32) {
     for ist in 1..=IST_STACKS {
         cpu.tss.set_ist(ist, (base + IST_BOTTOM + ist * IST_SIZE) as u64);
     }
-    // The offset of an I/O permission map beyond the limit: there is none.
-    cpu.tss.words[25].store((size_of::<Tss>() as u32) << 16, Relaxed);
+    for word in &cpu.tss.io_map {
+        word.store(u32::MAX, Relaxed);
+    }
+    close_ports();
     reg::load_tables(cpu.gdt.as_ptr() as u64, size_of_val(&cpu.gdt) as u16 - 1);
     let id = crate::cpuid::leaf(0x8000_0001, 0);
     if id.edx & 1 << 20 != 0
@@ -211,6 +225,30 @@ pub fn set_descriptor(slot: usize, descriptor: u64) -> u16 {
     assert!(slot < GDT_FREE_SLOTS, "GDT slot {slot} of {GDT_FREE_SLOTS}");
     this().gdt[9 + slot].store(descriptor, Relaxed);
     FREE_SELECTOR + 8 * slot as u16
+}
+
+/// Lets CPL 3 touch `ports`, each below [`IO_MAP_PORTS`], and no others, on this CPU: gives the TSS an
+/// I/O permission map.
+pub fn open_ports(ports: &[u16]) {
+    let tss = &this().tss;
+    for word in &tss.io_map {
+        word.store(u32::MAX, Relaxed);
+    }
+    for &port in ports {
+        assert!((port as usize) < IO_MAP_PORTS, "port {port:#x} has no bit in the map");
+        tss.io_map[port as usize / 32].fetch_and(!(1 << (port % 32)), Relaxed);
+    }
+    tss.words[25].store((offset_of!(Tss, io_map) as u32) << 16, Relaxed);
+}
+
+/// Takes the I/O permission map away: its offset is beyond the TSS's limit, as at the start.
+pub fn close_ports() {
+    this().tss.words[25].store((size_of::<Tss>() as u32) << 16, Relaxed);
+}
+
+/// Address of this CPU's TSS.
+pub fn tss_address() -> u64 {
+    this().tss.words.as_ptr() as u64
 }
 
 /// The range of this CPU's main stack: bottom (included) to top (excluded).

@@ -76,36 +76,58 @@ macro_rules! features {
             #[doc = concat!("`", $name, "`")]
             pub const $const: Feature = Feature::new($name, $leaf, $sub, Register::$register, $bit);
         )*
+
+        /// All features named here.
+        pub const ALL: &[Feature] = &[$($const),*];
     };
 }
 features! {
+    PCLMULQDQ = "pclmulqdq", 1, 0, Ecx, 1;
     MONITOR = "monitor", 1, 0, Ecx, 3;
     VMX = "vmx", 1, 0, Ecx, 5;
+    CX16 = "cx16", 1, 0, Ecx, 13;
+    PDCM = "pdcm", 1, 0, Ecx, 15;
     PCID = "pcid", 1, 0, Ecx, 17;
     X2APIC = "x2apic", 1, 0, Ecx, 21;
+    POPCNT = "popcnt", 1, 0, Ecx, 23;
     TSC_DEADLINE = "tsc-deadline", 1, 0, Ecx, 24;
+    AES = "aes", 1, 0, Ecx, 25;
     XSAVE = "xsave", 1, 0, Ecx, 26;
     OSXSAVE = "osxsave", 1, 0, Ecx, 27;
+    AVX = "avx", 1, 0, Ecx, 28;
     RDRAND = "rdrand", 1, 0, Ecx, 30;
     HYPERVISOR = "hypervisor", 1, 0, Ecx, 31;
+    DE = "de", 1, 0, Edx, 2;
     PSE = "pse", 1, 0, Edx, 3;
     TSC_BIT = "tsc", 1, 0, Edx, 4;
     APIC_BIT = "apic", 1, 0, Edx, 9;
     SEP = "sep", 1, 0, Edx, 11;
+    MTRR = "mtrr", 1, 0, Edx, 12;
     PGE = "pge", 1, 0, Edx, 13;
+    MCA = "mca", 1, 0, Edx, 14;
     PAT_BIT = "pat", 1, 0, Edx, 16;
     ARAT = "arat", 6, 0, Eax, 2;
     FSGSBASE = "fsgsbase", 7, 0, Ebx, 0;
+    TSC_ADJUST = "tsc-adjust", 7, 0, Ebx, 1;
     SMEP = "smep", 7, 0, Ebx, 7;
     INVPCID = "invpcid", 7, 0, Ebx, 10;
+    RDSEED = "rdseed", 7, 0, Ebx, 18;
     SMAP = "smap", 7, 0, Ebx, 20;
     UMIP = "umip", 7, 0, Ecx, 2;
     PKU = "pku", 7, 0, Ecx, 3;
+    OSPKE = "ospke", 7, 0, Ecx, 4;
+    WAITPKG = "waitpkg", 7, 0, Ecx, 5;
     LA57 = "la57", 7, 0, Ecx, 16;
     RDPID = "rdpid", 7, 0, Ecx, 22;
+    SPEC_CTRL = "spec-ctrl", 7, 0, Edx, 26;
+    ARCH_CAPABILITIES = "arch-capabilities", 7, 0, Edx, 29;
+    LAM = "lam", 7, 1, Eax, 26;
+    XSAVEC = "xsavec", 0xd, 1, Eax, 1;
+    XSAVES = "xsaves", 0xd, 1, Eax, 3;
     SVM = "svm", 0x8000_0001, 0, Ecx, 2;
     SYSCALL_BIT = "syscall", 0x8000_0001, 0, Edx, 11;
     NX = "nx", 0x8000_0001, 0, Edx, 20;
+    FXSR_OPT = "fxsr-opt", 0x8000_0001, 0, Edx, 25;
     PAGE_1G = "pdpe1gb", 0x8000_0001, 0, Edx, 26;
     RDTSCP = "rdtscp", 0x8000_0001, 0, Edx, 27;
     INVARIANT_TSC = "invtsc", 0x8000_0007, 0, Edx, 8;

@@ -10,7 +10,7 @@ pub type Handler = fn(&mut Frame);
 static HANDLERS: [AtomicUsize; 256] = [const { AtomicUsize::new(0) }; 256];
 
 /// Registers `handler` for `vector`, on all CPUs. It comes before all recovery of traps, also
-/// for traps from CPL 3; a handler of an APIC interrupt ends with [`apic::eoi`](crate::apic::eoi).
+/// for traps from CPL 3; a handler of an APIC interrupt ends with [`apic::eoi`].
 pub fn handle(vector: u8, handler: Handler) {
     HANDLERS[vector as usize].store(handler as usize, Relaxed);
 }

@@ -13,11 +13,11 @@
 //! use payload_rt::apic::{self, Delivery, Destination};
 //! use payload_rt::*;
 //!
-//! test!(cr4_reserved_bit, "Setting a reserved bit of CR4 is #GP and leaves CR4 alone.", || {
-//!     let before = reg::cr4();
-//!     let fault = check_err!(reg::set_cr4(before | 1 << 63));
-//!     check!(fault.is(trap::GP, 0), "{fault}");
-//!     check_eq!(reg::cr4(), before);
+//! test!(tr_beyond_gdt, "A selector beyond the GDT is #GP in LTR, and TR stays as it was.", || {
+//!     let before = reg::str();
+//!     let fault = check_err!(reg::ltr(0xfff8));
+//!     check!(fault.is(trap::GP, 0xfff8), "{fault}");
+//!     check_eq!(reg::str(), before);
 //! });
 //!
 //! test!(ipi_to_each_cpu, "A fixed IPI arrives once at each other CPU.", || {
@@ -67,6 +67,7 @@
 
 pub mod apic;
 pub mod boot;
+pub mod clock;
 pub mod cpu;
 pub mod cpuid;
 #[cfg(feature = "bare-metal")]
@@ -75,6 +76,7 @@ pub mod frames;
 pub mod idt;
 pub mod ioapic;
 pub mod irq;
+pub mod line;
 pub mod mem;
 pub mod paging;
 pub mod pic;

@@ -18,6 +18,7 @@ pub trait Word: sealed::Sealed + Copy {
     fn store(address: u64, value: Self) -> Result<(), Trap>;
 }
 
+// By RSI: an address in RBP that is not canonical would be #SS, not #GP.
 macro_rules! word {
     ($($type:ty, $class:ident, $read:literal, $write:literal;)*) => {$(
         impl sealed::Sealed for $type {}
@@ -25,21 +26,21 @@ macro_rules! word {
             #[inline]
             fn load(address: u64) -> Result<$type, Trap> {
                 let value: $type;
-                insn!($read; in(reg) address, out($class) value)?;
+                insn!($read; value = out($class) value, in("rsi") address)?;
                 Ok(value)
             }
             #[inline]
             fn store(address: u64, value: $type) -> Result<(), Trap> {
-                insn!($write; in(reg) address, in($class) value)
+                insn!($write; value = in($class) value, in("rsi") address)
             }
         }
     )*};
 }
 word! {
-    u8, reg_byte, "mov {1}, byte ptr [{0}]", "mov byte ptr [{0}], {1}";
-    u16, reg, "mov {1:x}, word ptr [{0}]", "mov word ptr [{0}], {1:x}";
-    u32, reg, "mov {1:e}, dword ptr [{0}]", "mov dword ptr [{0}], {1:e}";
-    u64, reg, "mov {1:r}, qword ptr [{0}]", "mov qword ptr [{0}], {1:r}";
+    u8, reg_byte, "mov {value}, byte ptr [rsi]", "mov byte ptr [rsi], {value}";
+    u16, reg, "mov {value:x}, word ptr [rsi]", "mov word ptr [rsi], {value:x}";
+    u32, reg, "mov {value:e}, dword ptr [rsi]", "mov dword ptr [rsi], {value:e}";
+    u64, reg, "mov {value:r}, qword ptr [rsi]", "mov qword ptr [rsi], {value:r}";
 }
 
 /// Reads from a linear address.

@@ -157,6 +157,21 @@ macro_rules! check_err {
     };
 }
 
+/// The trap of an `Err`, if it is of this vector and error code; ends the test with `fail` on any
+/// other and on an `Ok`. A format and its arguments that say what was tried follow.
+#[macro_export]
+macro_rules! check_trap {
+    ($result:expr, $vector:expr, $code:expr, $($arg:tt)+) => {{
+        let trap: $crate::trap::Trap = $crate::check_err!($result, $($arg)+);
+        $crate::check!(
+            trap.is($vector, $code),
+            "{}: {trap}, must be vector {} with error {:#x}",
+            ::core::format_args!($($arg)+), $vector, $code
+        );
+        trap
+    }};
+}
+
 /// Ends the test with `fail`.
 #[macro_export]
 macro_rules! fail {

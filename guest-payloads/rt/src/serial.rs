@@ -35,8 +35,10 @@ static LOCK: SpinLock<()> = SpinLock::new(());
 pub(crate) struct Out {
     buffer: [u8; 96],
     used: usize,
-    /// Newlines become spaces.
+    /// Newlines become spaces, and what is indented behind them is not.
     one_line: bool,
+    /// A newline has become a space, and nothing but spaces followed.
+    indenting: bool,
 }
 
 impl Out {
@@ -45,24 +47,24 @@ impl Out {
     /// is only waited for so long.
     pub(crate) fn with(f: impl FnOnce(&mut Out)) {
         let _held = LOCK.lock_within(1_000_000);
-        let mut out = Out { buffer: [0; 96], used: 0, one_line: false };
+        let mut out = Out { buffer: [0; 96], used: 0, one_line: false, indenting: false };
         f(&mut out);
         out.flush();
     }
 
     pub(crate) fn text(&mut self, text: &str) {
-        if self.one_line {
-            for line in text.split_inclusive(['\n', '\r']) {
-                match line.strip_suffix(['\n', '\r']) {
-                    Some(line) => {
-                        self.bytes(line.as_bytes());
-                        self.bytes(b" ");
-                    }
-                    None => self.bytes(line.as_bytes()),
-                }
+        if !self.one_line {
+            return self.bytes(text.as_bytes());
+        }
+        for piece in text.split_inclusive(['\n', '\r']) {
+            let line = piece.trim_end_matches(['\n', '\r']);
+            let line = if self.indenting { line.trim_start_matches(' ') } else { line };
+            self.indenting &= line.is_empty();
+            self.bytes(line.as_bytes());
+            if piece.ends_with(['\n', '\r']) && !self.indenting {
+                self.bytes(b" ");
+                self.indenting = true;
             }
-        } else {
-            self.bytes(text.as_bytes());
         }
     }
 

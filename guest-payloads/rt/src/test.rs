@@ -37,7 +37,7 @@ macro_rules! test {
     };
 }
 
-/// The descriptor of a test; part of [`test!`](crate::test).
+/// The descriptor of a test; part of [`test!`](macro@crate::test).
 pub const fn describe(name: &'static str, about: &'static str, run: fn()) -> TestDesc {
     TestDesc {
         magic: TEST_MAGIC,

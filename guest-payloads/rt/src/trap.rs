@@ -69,6 +69,8 @@ pub struct Trap {
     pub rip: u64,
     /// CR2 of a page fault; 0 for other vectors.
     pub cr2: u64,
+    /// RFLAGS as the CPU saved it.
+    pub rflags: u64,
 }
 
 impl Trap {
@@ -189,29 +191,37 @@ macro_rules! insn {
 /// is one that nobody expects.
 #[macro_export]
 macro_rules! insn_raw {
-    ($($template:expr),+ $(; $($operands:tt)*)?) => {
+    ($($template:expr),+ $(; $($operands:tt)*)?) => {{
         // SAFETY: as for `insn!`, the machine is the test's.
         #[allow(unused_unsafe)]
-        unsafe { ::core::arch::asm!($($template,)+ $($($operands)*)?) }
-    };
+        unsafe {
+            ::core::arch::asm!($($template,)+ $($($operands)*)?);
+        }
+    }};
 }
 
 /// Forgets a trap noted earlier; part of [`insn!`](crate::insn).
 #[inline(always)]
 pub fn arm() {
-    cpu::this().set_caught(Caught::NONE);
+    cpu::this().clear_caught();
 }
 
 /// The trap noted since [`arm`]; part of [`insn!`](crate::insn).
 #[inline(always)]
 pub fn taken() -> Result<(), Trap> {
-    let caught = cpu::this().caught();
-    if caught.valid == 0 { Ok(()) } else { Err(Trap::from(caught)) }
+    let cpu = cpu::this();
+    if cpu.has_caught() { Err(Trap::from(cpu.caught())) } else { Ok(()) }
 }
 
 impl From<Caught> for Trap {
     fn from(c: Caught) -> Trap {
-        Trap { vector: c.vector as u8, error_code: c.error_code, rip: c.rip, cr2: c.cr2 }
+        Trap {
+            vector: c.vector as u8,
+            error_code: c.error_code,
+            rip: c.rip,
+            cr2: c.cr2,
+            rflags: c.rflags,
+        }
     }
 }
 
@@ -254,7 +264,7 @@ pub fn catch<T>(f: impl FnOnce() -> T) -> Result<T, Trap> {
     let mut record = Record { rsp: 0, outer };
     let record = &raw mut record;
     cpu.catch.store(record as usize, Relaxed);
-    cpu.set_caught(Caught::NONE);
+    cpu.clear_caught();
     // SAFETY: `run` is given the job it was made for; the record lives until the call is over,
     // and the handler uses it only while `cpu.catch` names it.
     let trapped = unsafe { rt_catch_call(run, (&raw mut job).cast(), record) };
@@ -289,12 +299,15 @@ pub(crate) extern "C" fn rt_trap(frame: &mut Frame) {
         error_code: frame.error_code,
         rip: frame.rip,
         cr2,
+        rflags: frame.rflags,
     };
     // An interrupt nobody registered for is no business of the interrupted instruction.
     if vector < 32 && vector != NMI as usize {
         if let Some(end) = range_end(frame.rip, vector) {
             cpu.set_caught(caught);
             frame.rip = end;
+            // A single step has done its work; what it would stop at next is the runtime.
+            frame.rflags &= !reg::FLAG_TF;
             return;
         }
         let record = cpu.catch.load(Relaxed) as *const Record;

@@ -131,6 +131,7 @@ impl User {
                 error_code: regs.error_code,
                 rip: regs.rip,
                 cr2: if vector == u64::from(trap::PF) { reg::cr2() } else { 0 },
+                rflags: regs.rflags,
             }),
         };
         Outcome { end, regs }

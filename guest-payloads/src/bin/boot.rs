@@ -3,6 +3,11 @@
 #![no_main]
 #![forbid(unsafe_code)]
 
+#[path = "boot/entry.rs"]
+mod entry;
+#[path = "boot/memory.rs"]
+mod memory;
+
 use payload_rt::boot::{self, Kind, Protocol};
 use payload_rt::{check, check_eq, cpu, frames, idt, mem, port, println, reg, report, test, time};
 

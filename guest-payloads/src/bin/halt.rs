@@ -53,11 +53,16 @@ fn sti_hlt() -> u64 {
     behind
 }
 
+/// The address behind the `hlt` of [`bare_hlt`], noted before that is executed.
+static BEHIND: AtomicU64 = AtomicU64::new(0);
+
 /// `hlt` with the interrupt flag as it is, and the address behind it.
 fn bare_hlt() -> u64 {
-    let behind: u64;
-    check_ok!(insn!("lea {}, [rip + 3f]", "hlt", "3:", "nop"; out(reg) behind));
-    behind
+    check_ok!(insn!(
+        "lea {behind}, [rip + 3f]", "mov [{note}], {behind}", "hlt", "3:", "nop";
+        behind = out(reg) _, note = in(reg) BEHIND.as_ptr()
+    ));
+    BEHIND.load(SeqCst)
 }
 
 test!(
@@ -256,6 +261,32 @@ fn need_two() -> usize {
 
 /// Runs `halt` on CPU 1, and `wake` here some time after it has begun.
 fn halt_elsewhere(halt: fn(u64) -> u64, wake: impl Fn()) -> u64 {
+    begin_halt(halt, wake).wait()
+}
+
+/// As [`halt_elsewhere`] with interrupts off there, and with NMIs until CPU 1 is awake. Nothing
+/// keeps an NMI away until HLT is executed, and a busy host may let CPU 1 get to it late: an NMI
+/// that came before it wakes nobody, and the next one is sent.
+fn halt_until_nmi(before: impl Fn()) -> u64 {
+    let nmi = || apic::local().send(Delivery::Nmi, Destination::Physical(smp::apic_id(1)));
+    let job = begin_halt(halt_without_if, || {
+        before();
+        nmi();
+    });
+    for _ in 0..10 {
+        if time::wait_until(500_000, || job.is_done()) {
+            break;
+        }
+        check_eq!(CAME.load(SeqCst), 1, "NMIs at cpu 1, which sleeps");
+        let (found, behind) = (RIP.load(SeqCst), BEHIND.load(SeqCst));
+        check!(found != behind, "an NMI found cpu 1 in HLT, before {behind:#x}, and it sleeps on");
+        CAME.store(0, SeqCst);
+        nmi();
+    }
+    job.wait()
+}
+
+fn begin_halt(halt: fn(u64) -> u64, wake: impl Fn()) -> smp::Job {
     GO.store(false, SeqCst);
     HALTING.store(false, SeqCst);
     let job = smp::spawn(1, halt, 0);
@@ -264,7 +295,7 @@ fn halt_elsewhere(halt: fn(u64) -> u64, wake: impl Fn()) -> u64 {
     time::delay(SETTLE);
     check_eq!(CAME.load(SeqCst), 0, "interrupts at cpu 1 before any was sent");
     wake();
-    job.wait()
+    job
 }
 
 /// Takes the IPI that woke this CPU for its work, which may come while the work runs already, and
@@ -317,9 +348,7 @@ test!(
         irq::handle(trap::NMI, note);
         need_two();
         for _ in 0..3 {
-            let behind = halt_elsewhere(halt_without_if, || {
-                apic::local().send(Delivery::Nmi, Destination::Physical(smp::apic_id(1)));
-            });
+            let behind = halt_until_nmi(|| {});
             check_eq!(CAME.load(SeqCst), 1, "NMIs at cpu 1");
             check_eq!(RIP.load(SeqCst), behind, "where the NMI found cpu 1");
         }
@@ -334,12 +363,11 @@ test!(
         irq::handle(trap::NMI, note);
         need_two();
         let id = Destination::Physical(smp::apic_id(1));
-        halt_elsewhere(halt_without_if, || {
+        halt_until_nmi(|| {
             apic::local().send(Delivery::Fixed(VECTOR), id);
             time::delay(SETTLE);
             check_eq!(CAME.load(SeqCst), 0, "NMIs at cpu 1 before one was sent");
             check_eq!(irq::count_on(1, VECTOR), 0, "{VECTOR:#x} at cpu 1 with IF=0");
-            apic::local().send(Delivery::Nmi, id);
         });
         check_eq!(CAME.load(SeqCst), 1, "NMIs at cpu 1");
         // The idle loop of cpu 1 turns interrupts on: what was pending was kept.

@@ -6,11 +6,11 @@
 //! names are those of guest-payloads/rt/payload.ld: code asks for vector instructions by being in
 //! `.text.sse`, where `payload_rt::simd_fn!` puts it.
 
-use super::elf::{ElfError, Image, Section, Symbol};
 use iced_x86::{
     CpuidFeature, Decoder, DecoderOptions, Formatter, Instruction, IntelFormatter, Mnemonic,
     OpKind, Register,
 };
+use vmm::payload::{ElfError, Image, Section, Symbol};
 
 /// The section that may hold vector instructions.
 const ALLOWED: &str = ".text.sse";
@@ -109,7 +109,7 @@ fn uses_vector_unit(instruction: &Instruction) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::elf::synthetic::{Part, elf};
+    use super::super::synthetic::{Part, elf};
     use super::super::{BuildError, check};
     use super::*;
 

@@ -67,7 +67,7 @@ fn filled(result: &CaseResult, status: TestCaseStatus) -> TestCase {
     }
     if result.verdict.outcome.is_bad() {
         case.set_system_out(result.serial_tail.join("\n"));
-        case.set_system_err(result.stderr_tail.join("\n"));
+        case.set_system_err(result.report.join("\n"));
     }
     case
 }

@@ -72,7 +72,7 @@ pub(crate) mod sample {
             logs: format!("runs/{area}/{name}").into(),
             serial_bytes: 7,
             serial_tail: vec!["<last> & \"line\"".into()],
-            stderr_tail: vec!["rip 0x1000".into()],
+            report: vec!["rip 0x1000".into()],
         }
     }
 

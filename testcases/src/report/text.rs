@@ -38,7 +38,7 @@ pub fn details(result: &CaseResult) -> String {
     };
     let log = format!("last lines of {}", result.logs.join("serial.log").display());
     block(&log, &result.serial_tail);
-    block("the VMM says", &result.stderr_tail);
+    block("the VMM says", &result.report);
     if result.serial_tail.is_empty() && !result.command.is_empty() {
         text.push_str("the serial log is empty\n");
     }

@@ -8,8 +8,8 @@
 //! | 3 | port 0x2000, 24 bytes | a byte is the level of the GSI with the offset's number |
 //! | 4 | MMIO 0xff000000, 64 KiB | memory, any width |
 //!
-//! The levels of region 3 are kept (and read back), so that a board that restores the device can
-//! drive the lines again: [`TestDevice::lines`]. After a reset all of them are low.
+//! The levels of region 3 are state like any other: they read back, are saved, and are low after a
+//! reset.
 
 use serde::{Deserialize, Serialize};
 
@@ -60,11 +60,6 @@ impl TestDevice {
     /// The device after power-on.
     pub fn new() -> TestDevice {
         TestDevice { latch: 0, lines: 0, memory: Box::new([0; MEMORY]) }
-    }
-
-    /// The levels that the guest gave the GSIs: bit n is GSI n.
-    pub fn lines(&self) -> u32 {
-        self.lines
     }
 
     fn bytes(&mut self, offset: u64, size: Size) -> Result<&mut [u8], IoError> {
@@ -145,7 +140,6 @@ impl Device for TestDevice {
                 }
                 let (gsi, level) = (at.offset as u32, value != 0);
                 self.lines = self.lines & !(1 << gsi) | u32::from(level) << gsi;
-                env.act(Action::Line { gsi, level });
             }
             4 => {
                 let bytes = self.bytes(at.offset, size)?;
@@ -154,6 +148,14 @@ impl Device for TestDevice {
             _ => return Err(IoError::NoRegister),
         }
         Ok(())
+    }
+
+    fn drives(&self) -> u32 {
+        (1 << LINES) - 1
+    }
+
+    fn lines(&self) -> u32 {
+        self.lines
     }
 
     fn reset(&mut self, _: &mut Env<'_>) {
@@ -242,10 +244,11 @@ mod tests {
     #[test]
     fn a_byte_is_a_level() {
         let mut s = bench();
-        let line = |gsi, level| (Answer::Wrote(Ok(())), vec![Action::Line { gsi, level }]);
-        assert_eq!(write(&mut s, 3, 23, Size::B1, 0x80), line(23, true));
-        assert_eq!(write(&mut s, 3, 4, Size::B1, 1), line(4, true));
-        assert_eq!(write(&mut s, 3, 4, Size::B1, 0), line(4, false));
+        let done = (Answer::Wrote(Ok(())), vec![]);
+        assert_eq!(write(&mut s, 3, 23, Size::B1, 0x80), done);
+        assert_eq!(write(&mut s, 3, 4, Size::B1, 1), done);
+        assert_eq!(s.device.lines(), 1 << 23 | 1 << 4);
+        assert_eq!(write(&mut s, 3, 4, Size::B1, 0), done);
         assert_eq!(s.device.lines(), 1 << 23);
         assert_eq!(read(&mut s, 3, 23, Size::B1), Answer::Read(Ok(1)));
     }

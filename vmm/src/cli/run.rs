@@ -1,7 +1,7 @@
 //! `vmm run`.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 use vmm::boot::Protocol;
@@ -12,6 +12,8 @@ use vmm::launch::{self, Options, Serial};
 use vmm::payload;
 use vmm::ram::Backing;
 use vmm::units;
+
+use payload_abi::{CMDLINE_CPUS, CMDLINE_TEST};
 
 use super::{USAGE, complain};
 
@@ -159,14 +161,17 @@ impl Run {
     /// Runs the guest; gives the exit status.
     pub fn main(self) -> u8 {
         let on_reset = self.on_reset;
-        let options = match self.options() {
+        let mut options = match self.options() {
             Ok(options) => options,
             Err(message) => {
                 eprintln!("vmm: {message}");
                 return USAGE;
             }
         };
+        // The time is the guest's in all, however often it starts again.
+        let end = options.timeout.map(|timeout| Instant::now() + timeout);
         loop {
+            options.timeout = end.map(|end| end.saturating_duration_since(Instant::now()));
             match launch::run(&options) {
                 Err(e) => {
                     complain(&e);
@@ -222,9 +227,7 @@ impl Run {
             (None, Some(file)) => {
                 payload::check(&file, self.test.as_deref()).map_err(|e| e.to_string())?;
                 if let Some(test) = &self.test {
-                    let rest = std::mem::take(&mut cmdline);
-                    let gap = if rest.is_empty() { "" } else { " " };
-                    cmdline = format!("{}={test}{gap}{rest}", payload_abi::CMDLINE_TEST);
+                    cmdline = payload_cmdline(test, self.cpus, &cmdline);
                 }
                 file
             }
@@ -262,5 +265,28 @@ impl Run {
             timeout: self.timeout,
             trace: self.trace,
         })
+    }
+}
+
+/// What a payload is told: its test, the number of CPUs unless the user says another, the rest.
+fn payload_cmdline(test: &str, cpus: u32, rest: &str) -> String {
+    let is_cpus = |word: &str| word.split_once('=').is_some_and(|(key, _)| key == CMDLINE_CPUS);
+    let cpus = match rest.split(' ').any(is_cpus) {
+        true => String::new(),
+        false => format!(" {CMDLINE_CPUS}={cpus}"),
+    };
+    format!("{CMDLINE_TEST}={test}{cpus} {rest}").trim_end().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_payload_is_told_its_test_and_its_cpus() {
+        assert_eq!(payload_cmdline("t", 2, ""), "test=t cpus=2");
+        assert_eq!(payload_cmdline("t", 2, "x y=1"), "test=t cpus=2 x y=1");
+        assert_eq!(payload_cmdline("t", 2, "x cpus=4"), "test=t x cpus=4");
+        assert_eq!(payload_cmdline("t", 2, "ncpus=4"), "test=t cpus=2 ncpus=4");
     }
 }

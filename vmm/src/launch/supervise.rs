@@ -33,13 +33,14 @@ pub(super) fn supervise<K: Kick>(
     control: &Control<K>,
     console: &Console,
     wake: &Wake,
+    signals: EndSignals,
 ) -> Result<Ended, LaunchError> {
     let result = Supervisor {
         driver,
         control,
         console,
         cx: Context::new(),
-        signals: EndSignals::take().map_err(LaunchError::Events)?,
+        signals,
         deadline: options.timeout.map(|t| Instant::now() + t),
         probe: Probe::new(),
         quiet: OUTPUT_QUIET,

@@ -3,6 +3,7 @@
 //! [`Machine::handle`] knows nothing of KVM. On its way an exit meets no allocation, no system
 //! call and one lock, the device's own.
 
+mod lines;
 mod log;
 mod pc;
 
@@ -17,6 +18,7 @@ use crate::bus::{Bus, DeviceId, MapError, Route};
 use crate::device::{Action, Actions, At, Clock, Device, Env, Nanos, StateError};
 use crate::exit::{Entry, Exit, Stop, SystemEvent};
 use crate::ram::GuestRam;
+use lines::{GSIS, Lines};
 
 /// What the board needs of whoever drives it: KVM and the host, a recorder, a fuzzer.
 pub trait Backplane: Send + Sync {
@@ -95,12 +97,17 @@ impl Context {
 /// What the lock of one device guards.
 struct Inner {
     device: Box<dyn Device>,
+    /// The level of its line, and the levels of those that it drives beside, as the lines were
+    /// told last.
     level: bool,
+    lines: u32,
 }
 
 struct Slot {
     name: &'static str,
     gsi: Option<u32>,
+    /// Whether it drives lines beside its own.
+    drives: bool,
     inner: Mutex<Inner>,
     /// The device's deadline, `u64::MAX` for none; read without its lock.
     deadline: AtomicU64,
@@ -138,6 +145,14 @@ pub enum BoardError {
         /// The device that has it.
         other: &'static str,
     },
+    /// There is no such line.
+    #[error("device `{device}`: GSI {gsi} is none of the board's {GSIS}; give it another")]
+    Gsi {
+        /// The device.
+        device: &'static str,
+        /// What it was given.
+        gsi: u32,
+    },
     /// Bases and regions differ in number.
     #[error("device `{device}` has {regions} regions and was given {bases} places")]
     Bases {
@@ -157,6 +172,7 @@ pub struct Machine {
     ram: GuestRam,
     clock: Arc<dyn Clock>,
     backplane: Arc<dyn Backplane>,
+    lines: Lines,
 }
 
 /// The state of every device, and the time.
@@ -171,7 +187,14 @@ pub struct MachineState {
 impl Machine {
     /// A board without devices.
     pub fn new(ram: GuestRam, clock: Arc<dyn Clock>, backplane: Arc<dyn Backplane>) -> Machine {
-        Machine { bus: Bus::new(), slots: Vec::new(), ram, clock, backplane }
+        Machine {
+            bus: Bus::new(),
+            slots: Vec::new(),
+            ram,
+            clock,
+            backplane,
+            lines: Lines::default(),
+        }
     }
 
     /// Puts a device on the board: one base address for each of its regions, and its line's GSI.
@@ -199,6 +222,9 @@ impl Machine {
                 return Err(BoardError::Taken { device: name, what: "interrupt line", other });
             }
         }
+        if let Some(gsi) = gsi.filter(|&gsi| gsi >= GSIS) {
+            return Err(BoardError::Gsi { device: name, gsi });
+        }
         let id = DeviceId::try_from(self.slots.len()).expect("a board has fewer than 2^16 devices");
         for (index, (&region, &base)) in regions.iter().zip(bases).enumerate() {
             let index = u8::try_from(index).expect("a device has fewer than 256 regions");
@@ -207,8 +233,9 @@ impl Machine {
                 .map_err(|source| BoardError::Map { device: name, source })?;
         }
         let deadline = AtomicU64::new(device.deadline().unwrap_or(NO_DEADLINE));
-        let inner = Mutex::new(Inner { device, level: false });
-        self.slots.push(Slot { name, gsi, inner, deadline });
+        let drives = device.drives() != 0;
+        let inner = Mutex::new(Inner { device, level: false, lines: 0 });
+        self.slots.push(Slot { name, gsi, drives, inner, deadline });
         Ok(())
     }
 
@@ -334,9 +361,13 @@ impl Machine {
             let level = inner.device.irq();
             if level != inner.level {
                 inner.level = level;
-                // Told under the device's lock, so that two changes arrive in their order.
-                self.backplane.set_line(gsi, level);
+                self.lines.drive(&*self.backplane, gsi, level);
             }
+        }
+        if slot.drives {
+            let lines = inner.device.lines() & inner.device.drives();
+            self.lines.drive_many(&*self.backplane, inner.lines, lines);
+            inner.lines = lines;
         }
         let deadline = inner.device.deadline().unwrap_or(NO_DEADLINE);
         let before = slot.deadline.load(Ordering::Relaxed);
@@ -362,7 +393,6 @@ impl Machine {
             Action::Reset => return Some(Stop::Reset),
             Action::PowerOff => return Some(Stop::PowerOff),
             Action::Sleep(state) => return Some(Stop::Sleep(state)),
-            Action::Line { gsi, level } => self.backplane.set_line(gsi, level),
             Action::RemapPage(gpa) => self.backplane.remap_page(gpa),
             // Nothing on this board hangs on either: A20 is always open, and a POST code is in
             // the log of exits.

@@ -147,6 +147,58 @@ fn a_line_is_told_on_changes_only() {
     assert_eq!(r.seen.take(), ["line 5 true", "line 5 false"]);
 }
 
+/// Drives GSIs 5 and 6 with the bits of its one register.
+#[derive(Debug, Default)]
+struct Driver(u8);
+
+impl Device for Driver {
+    fn name(&self) -> &'static str {
+        "driver"
+    }
+    fn regions(&self) -> &'static [Region] {
+        &[Region { name: "driver", space: Space::Port, len: 1, widest: Size::B1 }]
+    }
+    fn read(&mut self, _: &mut Env<'_>, _: At, _: Size) -> Result<u64, IoError> {
+        Ok(self.0.into())
+    }
+    fn write(&mut self, _: &mut Env<'_>, _: At, _: Size, value: u64) -> Result<(), IoError> {
+        self.0 = value as u8;
+        Ok(())
+    }
+    fn drives(&self) -> u32 {
+        3 << 5
+    }
+    fn lines(&self) -> u32 {
+        u32::from(self.0) << 5
+    }
+    fn reset(&mut self, _: &mut Env<'_>) {
+        self.0 = 0;
+    }
+    fn save(&self) -> Vec<u8> {
+        vec![self.0]
+    }
+    fn restore(&mut self, state: &[u8]) -> Result<(), StateError> {
+        self.0 = crate::state::decode("driver", state)?;
+        Ok(())
+    }
+}
+
+#[test]
+fn a_line_of_two_drivers_is_high_while_one_holds_it() {
+    let mut r = rig();
+    r.machine.add(Box::new(Driver(0)), &[0x200], None).expect("free");
+    r.out(0x100, Size::B1, 1);
+    // Bit 7 would be GSI 12, which this device does not drive.
+    r.out(0x200, Size::B1, 0x83);
+    r.out(0x100, Size::B1, 0);
+    assert_eq!(r.seen.take(), ["line 5 true", "line 6 true"]);
+    let state = r.machine.save();
+    r.out(0x200, Size::B1, 0);
+    assert_eq!(r.seen.take(), ["line 5 false", "line 6 false"]);
+    r.machine.restore(&mut r.cx, &state).expect("its own state");
+    assert_eq!(r.seen.take(), ["line 5 true", "line 6 true"]);
+}
+
 #[test]
 fn a_deadline_is_told_and_kept() {
     let mut r = rig();
@@ -204,6 +256,8 @@ fn a_board_refuses_what_is_taken() {
     let mut r = rig();
     let again = r.machine.add(Box::new(Probe::default()), &[0x200], None);
     assert!(matches!(again, Err(BoardError::Taken { what: "name", .. })));
+    let far = r.machine.add(Box::new(Driver(0)), &[0x200], Some(64));
+    assert!(matches!(far, Err(BoardError::Gsi { gsi: 64, .. })));
     let places = r.machine.add(Box::new(Probe::default()), &[], None);
     assert!(matches!(places, Err(BoardError::Bases { regions: 1, bases: 0, .. })));
 }

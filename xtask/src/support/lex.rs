@@ -201,6 +201,28 @@ fn path(
     i
 }
 
+/// The variants with fields of the enum of this name, in the spelling of files: `PerfHistory(..)` is
+/// `perf_history`.
+pub fn variants(tokens: &[Token], name: &str) -> Vec<String> {
+    let texts: Vec<&str> = tokens.iter().map(|t| t.text.as_str()).collect();
+    let Some(start) = texts.windows(3).position(|w| w == ["enum", name, "{"]) else {
+        return Vec::new();
+    };
+    let body: Vec<&str> = texts[start + 3..].iter().copied().take_while(|t| *t != "}").collect();
+    let named = body.windows(2).filter(|w| w[1] == "(" && w[0].starts_with(char::is_uppercase));
+    let snake = |name: &str| {
+        let mut file = String::new();
+        for c in name.chars() {
+            if c.is_uppercase() && !file.is_empty() {
+                file.push('_');
+            }
+            file.extend(c.to_lowercase());
+        }
+        file
+    };
+    named.map(|w| snake(w[0])).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -257,5 +279,12 @@ mod tests {
             let found: Vec<&str> = found.into_iter().filter(|f| *f != "mt").collect();
             assert_eq!(shown(text), found, "{text}");
         }
+    }
+
+    #[test]
+    fn variants_are_spelled_as_files() {
+        let text = "enum A { X(Y) } enum B { #[a(b)] Test(Test), PerfHistory(P), None }";
+        assert_eq!(variants(&tokens(text), "B"), ["test", "perf_history"]);
+        assert_eq!(variants(&tokens(text), "C"), Vec::<String>::new());
     }
 }

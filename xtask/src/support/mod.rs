@@ -3,11 +3,13 @@
 pub mod lex;
 pub mod repository;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use testcases::build::{Options, build_payloads};
+use testcases::load::Catalog;
 use testcases::require::{self, Require};
 
 /// Why a command could not do its work, and the status the process ends with.
@@ -67,4 +69,10 @@ pub fn required(flag: &str) -> Result<Require, Failure> {
     };
     let environment = std::env::var(require::VARIABLE).unwrap_or_default();
     Ok(read(flag, "--require")?.and(read(&environment, require::VARIABLE)?))
+}
+
+/// Builds the payloads, and lists their tests.
+pub fn payloads(root: &Path) -> Result<Catalog, Failure> {
+    let built = build_payloads(root, &Options::default()).map_err(Failure::bad)?;
+    Ok(built.catalog)
 }

@@ -219,6 +219,9 @@ test!(
         ioapic::set_entry(LINE, to_me(VECTOR) | LEVEL);
         let_in(1);
         check!(taken().count() >= 1, "no interrupt once the pin was unmasked with its line high");
+        // Some hosts send the first request twice; that it is sent is all that is asked here.
+        let_in(0);
+        taken().for_each(drop);
         // High and low again while masked: nothing is left of it.
         ioapic::set_entry(LINE, to_me(VECTOR) | LEVEL | MASKED);
         testdev::pulse(LINE);

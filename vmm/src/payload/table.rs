@@ -73,7 +73,7 @@ fn read(image: &Image, entry: &[u8; TEST_DESC_SIZE]) -> Result<TestInfo, String>
 
 #[cfg(test)]
 mod tests {
-    use super::super::elf::synthetic::{Part, elf};
+    use super::super::synthetic::{Part, elf};
     use super::*;
 
     const TEXT: &[u8] = b"alphabetaOne.Two: \xff";

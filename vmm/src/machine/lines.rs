@@ -1,0 +1,42 @@
+//! Interrupt lines that several devices may drive: high while one of them holds it high.
+
+use std::sync::{Mutex, PoisonError};
+
+use super::Backplane;
+
+/// Lines that a board has: KVM's routing table begins with as many.
+pub(super) const GSIS: u32 = 64;
+
+/// How many devices hold each line high.
+pub(super) struct Lines([Mutex<u32>; GSIS as usize]);
+
+impl Default for Lines {
+    fn default() -> Lines {
+        Lines(std::array::from_fn(|_| Mutex::new(0)))
+    }
+}
+
+impl Lines {
+    /// One driver of `gsi` changed its level. The backplane hears of it if the line did. A line's
+    /// lock is taken by nobody else's accesses, only by changes of the same line, and it is held
+    /// while the backplane is told, so that it hears of two changes in their order.
+    pub(super) fn drive(&self, backplane: &dyn Backplane, gsi: u32, level: bool) {
+        let Some(line) = self.0.get(gsi as usize) else { return };
+        let mut holders = line.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = *holders;
+        *holders = if level { before + 1 } else { before.saturating_sub(1) };
+        if (before == 0) != (*holders == 0) {
+            backplane.set_line(gsi, level);
+        }
+    }
+
+    /// One driver changed its levels of GSIs 0 to 31 from `before` to `after`.
+    pub(super) fn drive_many(&self, backplane: &dyn Backplane, before: u32, after: u32) {
+        let mut changed = before ^ after;
+        while changed != 0 {
+            let gsi = changed.trailing_zeros();
+            changed &= changed - 1;
+            self.drive(backplane, gsi, after >> gsi & 1 == 1);
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! The `vmm` program as its user meets it: what it is given, and what comes back.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+const VMM: &str = env!("CARGO_BIN_EXE_vmm");
+
+/// mov dx, 0x3f8; mov al, 'A'; out dx, al; mov al, 7; out 0xf4, al; hlt
+const PRINTS_AND_EXITS: &[u8] = &[0xba, 0xf8, 3, 0xb0, 0x41, 0xee, 0xb0, 7, 0xe6, 0xf4, 0xf4];
+/// Echoes the serial port until it has echoed a q, then exits with 0.
+const ECHOES: &[u8] = &[
+    0xba, 0xfd, 3, 0xec, 0xa8, 1, 0x74, 0xf8, 0xba, 0xf8, 3, 0xec, 0xee, 0x3c, 0x71, 0x75, 0xef,
+    0xb0, 0, 0xe6, 0xf4,
+];
+/// mov al, 0xfe; out 0x64, al; hlt
+const RESETS: &[u8] = &[0xb0, 0xfe, 0xe6, 0x64, 0xf4];
+/// cli; hlt
+const HALTS: &[u8] = &[0xfa, 0xf4];
+/// jmp $
+const SPINS: &[u8] = &[0xeb, 0xfe];
+/// A folder of its own for each test, gone afterwards.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Folder {
+        let path = std::env::temp_dir().join(format!("vmm-cli-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&path).expect("a temporary folder");
+        Folder(path)
+    }
+
+    fn file(&self, name: &str, bytes: &[u8]) -> PathBuf {
+        let path = self.0.join(name);
+        std::fs::write(&path, bytes).expect("a temporary file");
+        path
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // Nothing depends on it being gone.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Whether guests can run here. Where they cannot, says so, and fails if they must.
+fn kvm() -> bool {
+    let there = std::fs::File::options().read(true).write(true).open("/dev/kvm").is_ok();
+    if !there {
+        let required = std::env::var("EXITLAB_REQUIRE").unwrap_or_default();
+        assert!(!required.split(',').any(|r| r == "kvm"), "/dev/kvm is required, and not usable");
+        eprintln!("not tested: /dev/kvm cannot be opened");
+    }
+    there
+}
+
+fn vmm(args: &[&str], guest: Option<&Path>, input: &[u8]) -> Output {
+    let mut command = Command::new(VMM);
+    command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    if let Some(guest) = guest {
+        command.arg("--kernel").arg(guest).args(["--boot", "flat:0x7c00:real16"]);
+        if !args.contains(&"--timeout") {
+            command.args(["--timeout", "20s"]);
+        }
+    }
+    let mut child = command.spawn().expect("vmm");
+    // A guest that has ended reads no more.
+    let _ = child.stdin.take().expect("piped").write_all(input);
+    child.wait_with_output().expect("vmm")
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn bad_input_is_one_paragraph_and_status_2() {
+    let folder = Folder::new("bad");
+    let text = folder.file("text", b"this is no kernel\n");
+    let flat = folder.file("flat", PRINTS_AND_EXITS);
+    let (text, flat) = (text.to_str().expect("UTF-8"), flat.to_str().expect("UTF-8"));
+    let cases: &[(&[&str], &[&str])] = &[
+        (&["run"], &["--kernel"]),
+        (&["run", "--kernel", "/no/such/file"], &["/no/such/file", "No such file"]),
+        (&["run", "--kernel", text], &["text", "looks like text"]),
+        (&["run", "--payload", text], &["not a 64-bit little-endian ELF", "--kernel"]),
+        (&["run", "--payload", "/no/such/file", "--test", "x"], &["cargo xtask payloads"]),
+        (&["run", "--kernel", flat, "--boot", "flut"], &["flut"]),
+        (&["run", "--kernel", flat, "--memory", "12"], &["12", "256M"]),
+        (&["run", "--kernel", flat, "--boot", "flat", "--memory", "1M"], &["at least 2097152"]),
+        (&["run", "--kernel", flat, "--boot", "flat", "--memory", "9999999G"], &["more than the"]),
+        (&["run", "--kernel", flat, "--cpus", "0"], &["--cpus"]),
+        (&["run", "--kernel", flat, "--cpu", "host,-x3apic"], &["x3apic"]),
+        (&["run", "--kernel", flat, "--serial", "tcp:1"], &["stdio, null or file:PATH"]),
+        (&["run", "--kernel", flat, "--irqchip", "none", "--cpus", "2"], &["only one vCPU"]),
+        (&["run", "--kernel", flat, "--irqchip", "none", "--pit", "kernel"], &["leave one"]),
+        (
+            &["run", "--kernel", flat, "--boot", "flat", "--kvm", "/no/kvm"],
+            &["/no/kvm", "modprobe"],
+        ),
+        (
+            &["run", "--kernel", flat, "--boot", "flat", "--kvm", "/dev/null"],
+            &["KVM_GET_API_VERSION"],
+        ),
+        (&["run", "--kernel", flat, "--device", "warp-drive"], &["--device"]),
+        (&["replay", "/no/such/script"], &["/no/such/script"]),
+        (&["replay", text], &["text", "line 1"]),
+    ];
+    for (args, parts) in cases {
+        let output = vmm(args, None, b"");
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {said}");
+        assert!(output.stdout.is_empty(), "{args:?} printed on standard output");
+        for part in *parts {
+            assert!(said.contains(part), "{args:?}: {part:?} is not in: {said}");
+        }
+        assert!(!said.contains("panicked"), "{args:?}: {said}");
+    }
+}
+
+/// Name, code, options; then the status, what is printed, and a part of what is reported.
+type Ending =
+    (&'static str, &'static [u8], &'static [&'static str], i32, &'static str, &'static str);
+
+#[test]
+fn the_exit_status_says_how_the_guest_ended() {
+    if !kvm() {
+        return;
+    }
+    let folder = Folder::new("status");
+    let reported = "rip 0000000000007c";
+    let cases: &[Ending] = &[
+        ("exit", PRINTS_AND_EXITS, &[], 15, "A", ""),
+        ("reset", RESETS, &[], 10, "", ""),
+        ("reboot", RESETS, &["--on-reset", "reboot", "--timeout", "500ms"], 124, "", "is over"),
+        ("halt", HALTS, &[], 8, "", "nothing will wake"),
+        ("halt-no-irqchip", HALTS, &["--irqchip", "none"], 8, "", reported),
+        ("spin", SPINS, &["--timeout", "300ms"], 124, "", "jmp short 7C00h"),
+        ("split", PRINTS_AND_EXITS, &["--irqchip", "split"], 15, "A", ""),
+    ];
+    for (name, code, args, status, printed, told) in cases {
+        let guest = folder.file(name, code);
+        let output = vmm(&[&["run"], *args].concat(), Some(&guest), b"");
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(*status), "{name}: {said}");
+        assert_eq!(String::from_utf8_lossy(&output.stdout), *printed, "{name}");
+        assert!(said.contains(told), "{name}: {told:?} is not in: {said}");
+        assert!(!told.is_empty() || said.is_empty(), "{name}: {said}");
+    }
+}
+
+#[test]
+fn input_reaches_the_guest_byte_by_byte_and_none_is_lost() {
+    if !kvm() {
+        return;
+    }
+    let folder = Folder::new("echo");
+    let guest = folder.file("echo", ECHOES);
+    let input = [&b"All work and no play. ".repeat(100)[..], b"q"].concat();
+    let output = vmm(&["run"], Some(&guest), &input);
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert_eq!(output.stdout, input);
+}
+
+#[test]
+fn a_recording_replays_and_a_changed_one_is_caught() {
+    if !kvm() {
+        return;
+    }
+    let folder = Folder::new("trace");
+    let guest = folder.file("echo", ECHOES);
+    let trace = folder.0.join("trace");
+    let name = trace.to_str().expect("UTF-8");
+    let output = vmm(&["run", "--trace", name], Some(&guest), b"hello q");
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    let replayed = vmm(&["replay", name], None, b"");
+    assert_eq!(replayed.status.code(), Some(0), "{}", stderr(&replayed));
+    assert!(String::from_utf8_lossy(&replayed.stdout).contains("output of com1: 7 bytes"));
+    let text = std::fs::read_to_string(&trace).expect("a script");
+    let changed = text.replacen("output com1 \"h\"", "output com1 \"j\"", 1);
+    assert_ne!(changed, text);
+    std::fs::write(&trace, changed).expect("a script");
+    let replayed = vmm(&["replay", name], None, b"");
+    assert_eq!(replayed.status.code(), Some(6));
+    assert!(stderr(&replayed).contains("\"j\""), "{}", stderr(&replayed));
+}
+
+#[test]
+fn a_signal_ends_the_vm_in_order() {
+    if !kvm() {
+        return;
+    }
+    let folder = Folder::new("signal");
+    // It prints, so that one knows it is running, and spins.
+    let guest = folder.file("spin", &[&PRINTS_AND_EXITS[..6], SPINS].concat());
+    let mut child = Command::new(VMM)
+        .args(["run", "--boot", "flat:0x7c00:real16", "--timeout", "20s", "--kernel"])
+        .arg(&guest)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("vmm");
+    let mut byte = [0];
+    let mut out = child.stdout.take().expect("piped");
+    std::io::Read::read_exact(&mut out, &mut byte).expect("the guest prints");
+    let pid = child.id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().expect("kill").success());
+    assert_eq!(child.wait().expect("vmm").code(), Some(130));
+}
+
+#[test]
+fn a_reader_that_goes_away_ends_the_vm() {
+    if !kvm() {
+        return;
+    }
+    let folder = Folder::new("pipe");
+    // jmp back to the print: for ever.
+    let guest = folder.file("chatty", &[&PRINTS_AND_EXITS[..6], &[0xeb, 0xfd]].concat());
+    let mut child = Command::new(VMM)
+        .args(["run", "--boot", "flat:0x7c00:real16", "--timeout", "20s", "--kernel"])
+        .arg(&guest)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("vmm");
+    drop(child.stdout.take());
+    assert_eq!(child.wait().expect("vmm").code(), Some(130));
+}
