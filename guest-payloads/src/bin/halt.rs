@@ -118,6 +118,7 @@ fn require_pit() {
     if port::in8(0x40) & 0x3f != 0x30 {
         skip!("no PIT");
     }
+    pic::require();
 }
 
 test!(wakes_on_pit, "The PIT ends HLT through the PIC and LINT0 as ExtINT.", || {
@@ -380,6 +381,7 @@ test!(
     "A level-triggered line ends HLT, raised before it or during it.",
     || {
         testdev::require();
+        ioapic::require();
         irq::handle(VECTOR, |frame| {
             note(frame);
             testdev::set_line(LINE, false);
@@ -409,6 +411,7 @@ test!(
 
 test!(wakes_on_edge_line, "An edge-triggered line ends HLT.", || {
     testdev::require();
+    ioapic::require();
     irq::handle(VECTOR, note_and_eoi);
     need_two();
     let id = smp::apic_id(1) as u8;

@@ -13,6 +13,7 @@ const LINE: u8 = 11;
 
 fn start() {
     testdev::require();
+    ioapic::require();
     ioapic::mask_all();
     LINES.iter().for_each(|&line| testdev::set_line(line, false));
 }
@@ -27,6 +28,7 @@ test!(
     "The I/O APIC has a version, 24 entries at least, and an identifier to write.",
     || {
         // 82093AA datasheet, 3.2.1 and 3.2.2.
+        ioapic::require();
         let version = ioapic::read(ioapic::VERSION);
         check!((0x10..=0x2f).contains(&(version & 0xff)), "version register {version:#x}");
         check!(ioapic::entries() >= 24, "{} redirection entries", ioapic::entries());
@@ -51,6 +53,7 @@ test!(
 
 test!(ioapic_entries, "Each redirection entry keeps what can be written, and is its own.", || {
     // 82093AA datasheet, 3.2.4. Delivery status and remote IRR are read-only.
+    ioapic::require();
     ioapic::mask_all();
     const KEPT: u64 = 0xff00_0000_0001_afff;
     let pins = 0..ioapic::entries();

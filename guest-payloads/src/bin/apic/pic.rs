@@ -17,6 +17,8 @@ fn note_and_end(frame: &mut trap::Frame) {
 /// Both controllers initialised, LINT0 as ExtINT, lines low.
 fn start() {
     testdev::require();
+    pic::require();
+    ioapic::require();
     ioapic::mask_all();
     LINES.iter().for_each(|&line| testdev::set_line(line, false));
     (BASE..BASE + 16).for_each(|vector| irq::handle(vector, note_and_end));

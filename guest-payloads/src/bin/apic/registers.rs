@@ -169,6 +169,41 @@ test!(
     }
 );
 
+test!(
+    illegal_vector_is_recorded,
+    "An IPI with a vector below 16 sets ESR's send-illegal-vector bit and raises the error interrupt.",
+    || {
+        // SDM volume 3, 12.5.3: a write to ESR latches what was detected since the last one.
+        irq::count_only(VECTOR);
+        for apic in modes() {
+            irq::reset();
+            apic.write(Register::LVT_ERROR, VECTOR.into());
+            (0..2).for_each(|_| apic.write(Register::ESR, 0));
+            check_eq!(apic.read(Register::ESR), 0, "ESR before the error");
+            apic.send_raw(0, apic::command(apic::Delivery::Fixed(5), apic::Destination::Own));
+            apic.write(Register::ESR, 0);
+            check_eq!(apic.read(Register::ESR) & 1 << 5, 1 << 5, "ESR, send illegal vector");
+            check!(irq::wait_for(VECTOR, 1, PATIENCE), "no error interrupt");
+        }
+    }
+);
+
+test!(
+    lvt_read_only_bits,
+    "Delivery status and remote IRR of an LVT entry cannot be written (xAPIC).",
+    || {
+        // SDM volume 3, 12.5.1.
+        const DELIVERY_STATUS: u32 = 1 << 12;
+        const REMOTE_IRR: u32 = 1 << 14;
+        let apic = apic::set_mode(Mode::XApic);
+        apic.enable();
+        for (register, _) in lvt(apic) {
+            apic.write(register, apic::LVT_MASKED | DELIVERY_STATUS | REMOTE_IRR);
+            check_eq!(apic.read(register), apic::LVT_MASKED, "LVT {:#x}", register.0);
+        }
+    }
+);
+
 /// What may be done to an MSR of the x2APIC.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Way {

@@ -79,6 +79,26 @@ test!(masked, "A masked timer counts and makes no request.", || {
     }
 });
 
+test!(
+    masked_is_not_kept,
+    "What expired while the timer was masked does not fire when it is unmasked.",
+    || {
+        // SDM volume 3, 12.5.1: the mask inhibits the interrupt; nothing holds it for later.
+        irq::handle(VECTOR, note_and_eoi);
+        for apic in modes() {
+            apic.set_timer(Timer::OneShot, VECTOR);
+            apic.write(Register::LVT_TIMER, apic::LVT_MASKED | u32::from(VECTOR));
+            apic.start_timer(20_000);
+            let over = || apic.read(Register::TIMER_CURRENT) == 0;
+            check!(time::wait_until(PATIENCE, over), "the masked timer does not count");
+            irq::let_in(SETTLE);
+            apic.write(Register::LVT_TIMER, VECTOR.into());
+            irq::let_in(10 * SETTLE);
+            check_eq!(taken().count(), 0, "interrupts of a timer that expired masked");
+        }
+    }
+);
+
 /// Counts and TSC ticks between two readings, as what they were at least and at most.
 struct Span {
     counts: u64,

@@ -17,76 +17,64 @@ struct Line(AtomicU64);
 
 static BARRIER: Barrier = Barrier::new();
 
-/// What a CPU, given by its index, does to a word, given by its address.
-type Step = dyn Fn(u64, u64) + Sync;
+/// What a CPU does [`ROUNDS`] times to the word at an address.
+type Steps = fn(u64) -> Result<(), trap::Trap>;
 
-/// Runs one step on a shared word from all CPUs, `ROUNDS` times each.
-fn hammer(cpus: usize, word: &AtomicU64, step: &Step) {
-    let at = word.as_ptr() as u64;
-    smp::on_all(|cpu| {
-        BARRIER.wait(cpus);
-        for _ in 0..ROUNDS {
-            step(at, cpu as u64);
-        }
-    });
-}
-
-const ROUNDS: u64 = 500;
+/// Steps of each CPU in a test of counting, and the same for the assembler.
+const ROUNDS: u64 = 8000;
 
 macro_rules! run {
     ($($insn:tt)+) => { if let Err(trap) = insn!($($insn)+) { fail!("{}: {trap}", stringify!($($insn)+)) } };
+}
+
+/// A loop in assembly, so that little but the step itself is in it: address in RDI, count in R9.
+macro_rules! steps {
+    ($($step:literal),+) => {
+        |at| insn!(
+            "mov r8, rbx", "mov r9d, 8000", "5:", $($step,)+ "dec r9d", "jnz 5b", "mov rbx, r8";
+            in("rdi") at, out("rax") _, out("rcx") _, out("rdx") _, out("r8") _, out("r9") _
+        )
+    };
 }
 
 test!(locked_counters, "No update is lost of a word that all CPUs change with LOCK.", || {
     static WORD: Line = Line(AtomicU64::new(0));
     let word = &WORD.0;
     let cpus = start_all();
-    let n = cpus as u64;
-    let steps: [(&str, &Step, u64); 7] = [
-        ("lock inc", &|at, _| run!("lock inc qword ptr [{}]"; in(reg) at), n * ROUNDS),
-        ("lock add", &|at, _| run!("lock add dword ptr [{}], 3"; in(reg) at), 3 * n * ROUNDS),
-        (
-            "lock xadd",
-            &|at, _| run!("lock xadd [{}], {}"; in(reg) at, inout(reg) 1_u64 => _),
-            n * ROUNDS,
-        ),
-        (
-            "lock sub",
-            &|at, _| run!("lock sub qword ptr [{}], 1"; in(reg) at),
-            (n * ROUNDS).wrapping_neg(),
-        ),
+    let total = cpus as u64 * ROUNDS;
+    let tests: [(&str, Steps, u64); 7] = [
+        ("lock inc", steps!("lock inc qword ptr [rdi]"), total),
+        ("lock add", steps!("lock add dword ptr [rdi], 3"), 3 * total),
+        ("lock xadd", steps!("mov eax, 1", "lock xadd [rdi], rax"), total),
+        ("lock sub", steps!("lock sub qword ptr [rdi], 1"), total.wrapping_neg()),
         (
             "lock cmpxchg",
-            &|at, _| {
-                run!(
-                    "mov rax, [{0}]", "2: lea {1}, [rax + 1]", "lock cmpxchg [{0}], {1}", "jne 2b";
-                    in(reg) at, out(reg) _, out("rax") _
-                );
-            },
-            n * ROUNDS,
+            steps!("mov rax, [rdi]", "2: lea rcx, [rax + 1]", "lock cmpxchg [rdi], rcx", "jne 2b"),
+            total,
         ),
         (
             "lock cmpxchg8b",
-            &|at, _| {
-                run!(
-                    "mov r8, rbx", "mov eax, [{0}]", "mov edx, [{0} + 4]",
-                    "2: mov ebx, eax", "mov ecx, edx", "add ebx, 1", "adc ecx, 0",
-                    "lock cmpxchg8b [{0}]", "jne 2b", "mov rbx, r8";
-                    in(reg) at, out("eax") _, out("ecx") _, out("edx") _, out("r8") _
-                );
-            },
-            n * ROUNDS,
+            steps!(
+                "mov eax, [rdi]",
+                "mov edx, [rdi + 4]",
+                "2: mov ebx, eax",
+                "mov ecx, edx",
+                "add ebx, 1",
+                "adc ecx, 0",
+                "lock cmpxchg8b [rdi]",
+                "jne 2b"
+            ),
+            total,
         ),
         // A byte in the middle: its neighbours stay.
-        (
-            "lock inc byte",
-            &|at, _| run!("lock inc byte ptr [{} + 3]"; in(reg) at),
-            ((n * ROUNDS) & 0xff) << 24,
-        ),
+        ("lock inc byte", steps!("lock inc byte ptr [rdi + 3]"), (total & 0xff) << 24),
     ];
-    for (name, step, sum) in steps {
+    for (name, steps, sum) in tests {
         word.store(0, SeqCst);
-        hammer(cpus, word, step);
+        smp::on_all(|cpu| {
+            BARRIER.wait(cpus);
+            check_ok!(steps(word.as_ptr() as u64), "`{name}` on cpu {cpu}");
+        });
         check_eq!(word.load(SeqCst), sum, "{ROUNDS} times `{name}` on {cpus} CPUs");
     }
 });
@@ -104,7 +92,7 @@ test!(locked_bits, "Each CPU flips its own bit of a shared word, and loses no fl
         let was = |what: &str, round: u64, old: u8, wanted: u8| {
             check_eq!(old, wanted, "cpu {cpu}, round {round}: its bit before `{what}`");
         };
-        for round in 0..ROUNDS {
+        for round in 0..500 {
             let old: u8;
             run!("lock bts qword ptr [{}], {}", "setc {}"; in(reg) at, in(reg) bit, out(reg_byte) old);
             was("lock bts", round, old, 0);
@@ -143,60 +131,106 @@ test!(xchg_is_a_lock, "XCHG with memory is atomic without a prefix: it makes a l
     check_eq!(COUNT.load(SeqCst), 200 * cpus as u64, "sections of 200 each on {cpus} CPUs");
 });
 
-static X: Line = Line(AtomicU64::new(0));
-static Y: Line = Line(AtomicU64::new(0));
-static SEEN: [Line; 2] = [const { Line(AtomicU64::new(0)) }; 2];
+/// Where CPL 3 of all CPUs finds the words below, each in a line of its own.
+const SHARED: u64 = 0x5000_2000_0000;
+/// Offsets: the words that the two CPUs write, how far each is, what each read.
+const WORDS: [u64; 2] = [0, 0x40];
+const STEP: [u64; 2] = [0x80, 0xc0];
+const SEEN: [u64; 2] = [0x100, 0x140];
 
-/// Runs `first` on this CPU and `second` on CPU 1, together, `rounds` times, and `judge` after each.
-fn duel(
-    rounds: u64,
-    first: impl Fn() + Sync,
-    second: impl Fn() + Sync,
-    judge: impl Fn(u64) + Sync,
-) {
+/// Runs code at CPL 3 of the first two CPUs at once, since that is where every host runs it on the
+/// processor. RDI, RSI: the CPU's own word and the other's; R10, R11: own and other's step; R12, R13:
+/// what itself and the other has seen; R14: how often. What RBX is on the two CPUs in the end.
+fn duel(rounds: u64, code: [&[u8]; 2]) -> [u64; 2] {
+    start_all();
+    // A new page each time, of zeroes.
+    paging::map(SHARED, frames::alloc().address(), Size::K4, Flags::RWU);
+    // A CPU's first excursion maps its pages, and tables are for one CPU at a time to edit.
+    for (cpu, code) in code.into_iter().enumerate() {
+        smp::run_on(cpu, || user::User::new(code));
+    }
+    smp::on_all(|_| paging::flush());
+    let results = [const { AtomicU64::new(0) }; 2];
     smp::on_all(|cpu| {
         if cpu > 1 {
             return;
         }
-        for round in 0..rounds {
-            BARRIER.wait(2);
-            if cpu == 0 {
-                first()
-            } else {
-                second()
-            }
-            BARRIER.wait(2);
-            if cpu == 0 {
-                judge(round);
-                X.0.store(0, SeqCst);
-                Y.0.store(0, SeqCst);
-            }
-        }
+        let mut user = user::User::new(code[cpu]);
+        let other = 1 - cpu;
+        user.regs.rdi = SHARED + WORDS[cpu];
+        user.regs.rsi = SHARED + WORDS[other];
+        user.regs.r10 = SHARED + STEP[cpu];
+        user.regs.r11 = SHARED + STEP[other];
+        user.regs.r12 = SHARED + SEEN[cpu];
+        user.regs.r13 = SHARED + SEEN[other];
+        user.regs.r14 = rounds;
+        let outcome = user.run();
+        check_eq!(outcome.end, user::End::Done, "code of cpu {cpu} at CPL 3");
+        results[cpu].store(outcome.regs.rbx, SeqCst);
     });
+    results.map(|result| result.load(SeqCst))
 }
 
-const DUELS: u64 = 80;
+/// Each round: both CPUs meet, write the round's number to their own word, do `$fence`, and read the
+/// other's; both meet again, and RBX counts the rounds in which neither saw the other's write.
+macro_rules! store_then_load {
+    ($fence:literal) => {
+        asm_code!(
+            "xor ebx, ebx",
+            "mov r8d, 1",
+            "2: lea rax, [r8 * 2 - 1]",
+            "mov [r10], rax",
+            "3: cmp [r11], rax",
+            "jb 3b",
+            "mov [rdi], r8",
+            $fence,
+            "mov rdx, [rsi]",
+            "mov [r12], rdx",
+            "lea rax, [r8 * 2]",
+            "mov [r10], rax",
+            "4: cmp [r11], rax",
+            "jb 4b",
+            "cmp [r12], r8",
+            "jae 5f",
+            "cmp [r13], r8",
+            "jae 5f",
+            "inc ebx",
+            "5: inc r8",
+            "cmp r8, r14",
+            "jbe 2b",
+            "ret"
+        )
+    };
+}
+
+/// Meets of the two CPUs that are tried: in batches, until there are enough or until this many TSC
+/// ticks are over. Where the host does not run both vCPUs at once each meet can take it a time slice.
+const BATCH: u64 = 250;
+const BATCHES: u64 = 20;
+const TICKS: u64 = 300_000_000;
+
+/// Runs `code`, one of [`store_then_load`], on both CPUs.
+fn both_see(what: &str, code: &[u8]) {
+    let start = time::rdtsc();
+    let mut rounds = 0;
+    while rounds < BATCH * BATCHES && time::rdtsc() - start < TICKS {
+        let wrong = duel(BATCH, [code, code]);
+        rounds += BATCH;
+        check_eq!(
+            wrong,
+            [0, 0],
+            "of {BATCH} rounds, those in which neither CPU saw the other's store, with {what} between"
+        );
+    }
+    report::value("rounds", rounds);
+}
 
 test!(
     store_then_load_with_lock,
     "A locked instruction between a store and a load keeps them in order for all CPUs.",
     || {
-        // SDM volume 3, 10.2.3.9; without the fence both may read 0 (10.2.3.4).
-        start_all();
-        let side = |mine: &'static Line, other: &'static Line, seen: &'static Line| {
-            move || {
-                let value: u64;
-                run!(
-                    "mov qword ptr [{0}], 1", "lock or dword ptr [rsp], 0", "mov {2}, [{1}]";
-                    in(reg) mine.0.as_ptr(), in(reg) other.0.as_ptr(), out(reg) value
-                );
-                seen.0.store(value, SeqCst);
-            }
-        };
-        duel(DUELS, side(&X, &Y, &SEEN[0]), side(&Y, &X, &SEEN[1]), |round| {
-            let (a, b) = (SEEN[0].0.load(SeqCst), SEEN[1].0.load(SeqCst));
-            check!(a == 1 || b == 1, "round {round}: both CPUs read 0 behind a locked instruction");
-        });
+        // SDM volume 3, 10.2.3.9; without it both may read the old value (10.2.3.4).
+        both_see("a locked OR", store_then_load!("lock or dword ptr [rsp - 8], 0"));
     }
 );
 
@@ -204,44 +238,37 @@ test!(
     store_then_load_with_mfence,
     "MFENCE between a store and a load keeps them in order.",
     || {
-        start_all();
-        let side = |mine: &'static Line, other: &'static Line, seen: &'static Line| {
-            move || {
-                let value: u64;
-                run!(
-                    "mov qword ptr [{0}], 1", "mfence", "mov {2}, [{1}]";
-                    in(reg) mine.0.as_ptr(), in(reg) other.0.as_ptr(), out(reg) value
-                );
-                seen.0.store(value, SeqCst);
-            }
-        };
-        duel(DUELS, side(&X, &Y, &SEEN[0]), side(&Y, &X, &SEEN[1]), |round| {
-            let (a, b) = (SEEN[0].0.load(SeqCst), SEEN[1].0.load(SeqCst));
-            check!(a == 1 || b == 1, "round {round}: both CPUs read 0 behind MFENCE");
-        });
+        both_see("MFENCE", store_then_load!("mfence"));
     }
 );
 
 test!(stores_in_order, "Stores of one CPU are seen by another in their order.", || {
     // SDM volume 3, 10.2.3.2: neither stores nor loads pass each other.
-    start_all();
-    let write = || {
-        run!(
-            "mov qword ptr [{}], 1", "mov qword ptr [{}], 1";
-            in(reg) X.0.as_ptr(), in(reg) Y.0.as_ptr()
-        )
-    };
-    let read = || {
-        for _ in 0..20 {
-            let (x, y): (u64, u64);
-            run!(
-                "mov {2}, [{1}]", "mov {3}, [{0}]";
-                in(reg) X.0.as_ptr(), in(reg) Y.0.as_ptr(), out(reg) y, out(reg) x
-            );
-            check!(x >= y, "the second store was seen, and then not the first");
-        }
-    };
-    duel(DUELS, write, read, |_| {});
+    const STORES: u64 = 100_000;
+    // What is written first is never behind what is written second.
+    let write = asm_code!(
+        "xor ebx, ebx",
+        "mov r8d, 1",
+        "2: mov [rdi], r8",
+        "mov [r12], r8",
+        "inc r8",
+        "cmp r8, r14",
+        "jbe 2b",
+        "ret"
+    );
+    let read = asm_code!(
+        "xor ebx, ebx",
+        "2: mov rax, [r13]",
+        "mov rdx, [rsi]",
+        "cmp rdx, rax",
+        "jae 3f",
+        "inc ebx",
+        "3: cmp rax, r14",
+        "jb 2b",
+        "ret"
+    );
+    let wrong = duel(STORES, [write, read]);
+    check_eq!(wrong[1], 0, "times that a second store was seen before the first");
 });
 
 test!(words_do_not_tear, "An aligned word is read as it was written, never in halves.", || {
