@@ -59,6 +59,10 @@ pub struct Options {
     pub timeout: Option<Duration>,
     /// Where every exit is recorded.
     pub trace: Option<PathBuf>,
+    /// A guest whose every vCPU is halted with interrupts off goes on: an NMI may come.
+    pub keep_halted: bool,
+    /// The guest starts again: what it wrote to a file before stays there.
+    pub again: bool,
 }
 
 /// A guest that has ended.
@@ -219,7 +223,7 @@ fn prepare(options: &Options) -> Result<Prepared, LaunchError> {
     }
 
     let wake = Wake::new().map_err(LaunchError::Events)?;
-    let console = Console::open(&options.serial, &wake)?;
+    let console = Console::open(&options.serial, options.again, &wake)?;
     let vm = Arc::new(vm);
     let waker = wake.try_clone().map_err(LaunchError::Events)?;
     let mut clock: Arc<dyn Clock> = Arc::new(HostClock::start());

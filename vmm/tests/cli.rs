@@ -92,7 +92,9 @@ fn bad_input_is_one_paragraph_and_status_2() {
     let folder = Folder::new("bad");
     let text = folder.file("text", b"this is no kernel\n");
     let flat = folder.file("flat", PRINTS_AND_EXITS);
-    let (text, flat) = (text.to_str().expect("UTF-8"), flat.to_str().expect("UTF-8"));
+    let huge =
+        folder.file("huge", b"# exitlab script 1\nmachine pc memory=9999G cpus=1 unix-time=0\n");
+    let [text, flat, huge] = [&text, &flat, &huge].map(|p| p.to_str().expect("UTF-8"));
     let cases: &[(&[&str], &[&str])] = &[
         (&["run"], &["--kernel"]),
         (&["run", "--kernel", "/no/such/file"], &["/no/such/file", "No such file"]),
@@ -117,6 +119,11 @@ fn bad_input_is_one_paragraph_and_status_2() {
             &["KVM_GET_API_VERSION"],
         ),
         (&["run", "--kernel", flat, "--device", "warp-drive"], &["--device"]),
+        (
+            &["run", "--kernel", flat, "--trace", "/tmp/x", "--on-reset", "reboot"],
+            &["a recording is of one run"],
+        ),
+        (&["replay", huge], &["more than 1099511627776"]),
         (&["replay", "/no/such/script"], &["/no/such/script"]),
         (&["replay", text], &["text", "line 1"]),
     ];
@@ -149,6 +156,7 @@ fn the_exit_status_says_how_the_guest_ended() {
         ("reboot", RESETS, &["--on-reset", "reboot", "--timeout", "500ms"], 124, "", "is over"),
         ("halt", HALTS, &[], 8, "", "nothing will wake"),
         ("halt-no-irqchip", HALTS, &["--irqchip", "none"], 8, "", reported),
+        ("kept-halted", HALTS, &["--keep-halted", "--timeout", "500ms"], 124, "", "is over"),
         ("spin", SPINS, &["--timeout", "300ms"], 124, "", "jmp short 7C00h"),
         ("split", PRINTS_AND_EXITS, &["--irqchip", "split"], 15, "A", ""),
     ];
@@ -304,4 +312,21 @@ fn a_reader_that_goes_away_ends_the_vm() {
         .expect("vmm");
     drop(child.stdout.take());
     assert_eq!(child.wait().expect("vmm").code(), Some(130));
+}
+
+#[test]
+fn a_guest_that_starts_again_keeps_what_it_wrote() {
+    if !kvm() {
+        return;
+    }
+    let folder = Folder::new("again");
+    // Prints an A and resets, for ever.
+    let guest = folder.file("again", &[&PRINTS_AND_EXITS[..6], RESETS].concat());
+    let serial = folder.0.join("serial");
+    let to = format!("file:{}", serial.display());
+    let args = ["run", "--on-reset", "reboot", "--serial", &to, "--timeout", "700ms"];
+    let output = vmm(&args, Some(&guest), b"");
+    assert_eq!(output.status.code(), Some(124), "{}", stderr(&output));
+    let written = std::fs::read(&serial).expect("a file");
+    assert!(written.len() > 1 && written.iter().all(|&b| b == b'A'), "{written:?}");
 }

@@ -57,7 +57,7 @@ const KINDS: &[Kind] = &[
         offset: 510,
         magic: b"\x55\xaa",
         name: "a boot sector or a disk image",
-        advice: "boot it with protocol flat (flat:0x7c00:real16), or attach it as a disk",
+        advice: "boot it with --boot flat:0x7c00:real16, or attach it as a disk",
     },
 ];
 
@@ -74,7 +74,7 @@ pub(super) fn looks(image: &[u8]) -> (&'static str, &'static str) {
     if head.iter().all(|b| matches!(b, b' '..=b'~' | b'\t' | b'\n' | b'\r')) {
         return ("text", "give a file that holds a kernel");
     }
-    ("unknown data", "give an ELF, or say where raw code belongs with protocol flat:ADDR:MODE")
+    ("unknown data", "give an ELF, or say where raw code belongs with --boot flat:ADDR:MODE")
 }
 
 #[cfg(test)]

@@ -152,6 +152,10 @@ pub struct Run {
     #[arg(long)]
     exit_rips: bool,
 
+    /// Let a VM go on whose every vCPU is halted with interrupts off: an NMI may come.
+    #[arg(long)]
+    keep_halted: bool,
+
     /// KVM's device node.
     #[arg(long, value_name = "PATH", default_value = DEV_KVM)]
     kvm: PathBuf,
@@ -180,6 +184,7 @@ impl Run {
                 Ok(finished) => {
                     let stop = finished.ended.stop;
                     if stop == Stop::Reset && on_reset == OnReset::Reboot {
+                        options.again = true;
                         continue;
                     }
                     if stop.wants_report() {
@@ -212,6 +217,13 @@ impl Run {
             Some(pit) => pit == PitArg::Kernel,
             None => kernel_irqchip,
         };
+        if self.trace.is_some() && self.on_reset == OnReset::Reboot {
+            return Err(
+                "--trace with --on-reset reboot: a recording is of one run from power-on, \
+                        and ends with the reset; leave one of the two out"
+                    .to_owned(),
+            );
+        }
         if irqchip == Irqchip::None && self.cpus > 1 {
             return Err(format!(
                 "--irqchip none with --cpus {}: without local APICs only one vCPU can be started; \
@@ -262,6 +274,8 @@ impl Run {
             serial: self.serial,
             timeout: self.timeout,
             trace: self.trace,
+            keep_halted: self.keep_halted,
+            again: false,
         })
     }
 }

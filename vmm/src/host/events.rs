@@ -51,7 +51,7 @@ impl AsRawFd for Wake {
 pub struct EndSignals(OwnedFd);
 
 impl EndSignals {
-    /// Takes SIGINT, SIGTERM and SIGHUP away from their default action. To be called before any
+    /// Takes SIGINT, SIGTERM, SIGHUP and SIGQUIT away from their default action. To be called before any
     /// other thread exists, so that all inherit it.
     ///
     /// # Errors
@@ -61,7 +61,7 @@ impl EndSignals {
         unsafe {
             let mut set: libc::sigset_t = std::mem::zeroed();
             libc::sigemptyset(&mut set);
-            for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+            for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT] {
                 libc::sigaddset(&mut set, signal);
             }
             libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());

@@ -20,6 +20,17 @@ pub enum HvError {
         /// What the host said.
         source: std::io::Error,
     },
+    /// What was opened is no hypervisor of the kind that is wanted.
+    #[error(
+        "{path} is not KVM, or one of another API: it answers KVM_GET_API_VERSION with {version}, \
+         not 12; name KVM's device node, usually /dev/kvm"
+    )]
+    NotKvm {
+        /// The device node.
+        path: String,
+        /// What it answers.
+        version: i32,
+    },
     /// The hypervisor lacks something that was asked for.
     #[error("this host's KVM lacks {what}; {hint}")]
     Lacks {

@@ -79,7 +79,7 @@ pub(super) struct Console {
 }
 
 impl Console {
-    pub(super) fn open(serial: &Serial, wake: &Wake) -> Result<Console, LaunchError> {
+    pub(super) fn open(serial: &Serial, again: bool, wake: &Wake) -> Result<Console, LaunchError> {
         let failed = |source| LaunchError::Serial { to: serial.to_string(), source };
         let clone = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().map(File::from).map_err(failed);
         let (mut input, mut terminal) = (None, None);
@@ -89,6 +89,9 @@ impl Console {
                 input = Some(clone(io::stdin().as_fd())?);
                 terminal = RawTerminal::new().map_err(failed)?;
                 Some(clone(io::stdout().as_fd())?)
+            }
+            Serial::File(path) if again => {
+                Some(File::options().append(true).open(path).map_err(failed)?)
             }
             Serial::File(path) => Some(File::create(path).map_err(failed)?),
         };

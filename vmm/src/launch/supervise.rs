@@ -42,6 +42,7 @@ pub(super) fn supervise<K: Kick>(
         cx: Context::new(),
         signals,
         deadline: options.timeout.map(|t| Instant::now() + t),
+        keep_halted: options.keep_halted,
         probe: Probe::new(),
         quiet: OUTPUT_QUIET,
         left: Left::Nothing,
@@ -68,6 +69,7 @@ struct Supervisor<'a, K> {
     cx: Context,
     signals: &'a EndSignals,
     deadline: Option<Instant>,
+    keep_halted: bool,
     probe: Probe,
     /// Looks for output in a row that found none.
     quiet: u32,
@@ -101,7 +103,7 @@ impl<K: Kick> Supervisor<'_, K> {
                 self.control.end(None, Stop::Timeout);
                 continue;
             }
-            if self.probe.look(self.control) {
+            if !self.keep_halted && self.probe.look(self.control) {
                 self.control.end(None, Stop::Halted);
                 continue;
             }
@@ -116,7 +118,12 @@ impl<K: Kick> Supervisor<'_, K> {
                     _ => None,
                 },
             ];
-            let timeout = [sleep, input, self.until_deadline(), Some(self.probe.wait())];
+            let timeout = [
+                sleep,
+                input,
+                self.until_deadline(),
+                (!self.keep_halted).then(|| self.probe.wait()),
+            ];
             let timeout = timeout.into_iter().flatten().min();
             let [_, signal, readable, _] = wait(events, timeout).map_err(LaunchError::Events)?;
             if signal {

@@ -3,7 +3,7 @@
 pub mod report;
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 
 use crate::cpu::RFLAGS_IF;
 use crate::exit::{Entry, Exit, Stop};
@@ -86,6 +86,7 @@ impl<K: Kick> Control<K> {
     }
 
     fn kick_all(&self) {
+        fence(Ordering::SeqCst);
         for seat in &self.seats {
             if let Some(kicker) = seat.kicker.get() {
                 kicker.kick();
@@ -105,8 +106,10 @@ impl<K: Kick> Control<K> {
     }
 
     /// The answer to the last probe: `None` while one is missing, else whether all are halted with
-    /// interrupts off or wait for a SIPI that nobody can send. An NMI could still wake one, but
-    /// only another vCPU would send it, or a watchdog that this board does not have.
+    /// interrupts off or wait for a SIPI that nobody can send. An NMI could still wake one. Another
+    /// vCPU will not send it; that an interrupt line may be programmed to deliver one (an I/O APIC
+    /// entry, LINT0 behind the PIT) is not looked at, so a guest that waits for such a line with
+    /// interrupts off is taken for dead, and its user must say that it is not.
     pub fn all_dead(&self) -> Option<bool> {
         let probe = self.probe.load(Ordering::SeqCst);
         let answered = |s: &Seat<K>| s.probed.load(Ordering::SeqCst) == probe;
@@ -147,6 +150,8 @@ impl<K: Kick> Control<K> {
         // A kick that came before the vCPU had a kicker is not lost: `ending` is read after this.
         let first = seat.kicker.set(vcpu.bind());
         assert!(first.is_ok(), "vCPU {index} runs on two threads");
+        // The kicker is seen by whoever ends the VM, or the end is seen here: with `kick_all`'s.
+        fence(Ordering::SeqCst);
         // Nor is a probe that began before.
         self.attend(index, vcpu);
         let mut entry = Entry::Resume;

@@ -21,12 +21,21 @@ pub type Build<'a> = &'a dyn Fn(
     Arc<dyn Backplane>,
 ) -> Result<Machine, BuildError>;
 
+/// The most memory of a script's board. The pages that are dirty are kept track of, one bit each,
+/// so that a script alone could ask for any amount of the host's memory.
+const MAX_MEMORY: u64 = 1 << 40;
+
 /// Why a script's board cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
     /// This VMM has no such kind of machine.
     #[error("this VMM has no machine of kind `{0}`; it has `pc`")]
     Kind(String),
+    /// More memory than a replay keeps track of.
+    #[error(
+        "the script's board has {0} bytes of memory, more than {MAX_MEMORY}; record it with less"
+    )]
+    Memory(u64),
     /// The host gives no such memory.
     #[error(transparent)]
     Ram(#[from] RamError),
@@ -197,6 +206,9 @@ impl<'a> Player<'a> {
     /// # Errors
     /// When it cannot be built.
     pub fn new(spec: &BoardSpec, build: Build<'a>) -> Result<Player<'a>, BuildError> {
+        if spec.memory > MAX_MEMORY {
+            return Err(BuildError::Memory(spec.memory));
+        }
         let ram = GuestRam::new(spec.memory, Backing::Auto)?;
         let late = Arc::new(LateRam { ram: ram.clone(), late: Mutex::default() });
         let (clock, sink) = (Arc::new(ManualClock::default()), Arc::new(Sink::default()));

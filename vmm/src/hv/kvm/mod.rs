@@ -89,13 +89,7 @@ impl Host {
         let kvm = unsafe { Kvm::from_raw_fd(file.into_raw_fd()) };
         let version = kvm.get_api_version();
         if version != KVM_API_VERSION as i32 {
-            return Err(HvError::Open {
-                path: path.display().to_string(),
-                hint: "Name KVM's device node, usually /dev/kvm.",
-                source: io::Error::other(format!(
-                    "it answers KVM_GET_API_VERSION with {version}, not {KVM_API_VERSION}"
-                )),
-            });
+            return Err(HvError::NotKvm { path: path.display().to_string(), version });
         }
         Ok(Host { kvm, path: path.to_owned() })
     }
@@ -189,8 +183,9 @@ fn hint(kind: io::ErrorKind) -> &'static str {
              KVM through"
         }
         io::ErrorKind::PermissionDenied => {
-            "Join the group that owns it (`ls -l /dev/kvm` shows it, `usermod -aG kvm USER` adds \
-             you from the next login), or run as root"
+            "Run as root, or be let in: `ls -l /dev/kvm` shows its group, usually kvm, which \
+             `usermod -aG kvm USER` adds you to from the next login; where only root has it, \
+             `chgrp kvm /dev/kvm` and `chmod 660 /dev/kvm` come first"
         }
         _ => "Name KVM's device node, usually /dev/kvm",
     }

@@ -50,15 +50,19 @@ impl RunPage {
     }
 
     #[inline]
-    fn run(&self) -> &kvm_run {
+    fn exit_reason(&self) -> u32 {
         // SAFETY: `new`'s promise; KVM writes the page only during KVM_RUN, which this thread makes.
-        unsafe { &*self.page }
+        // No reference to the page is made, here or below: a signal handler of this thread writes
+        // one byte of it at any time.
+        unsafe { (*self.page).exit_reason }
     }
 
+    /// What comes with the exit: the exit reason says which member holds. It is not the part of the
+    /// page that a signal handler writes.
     #[inline]
-    fn run_mut(&mut self) -> &mut kvm_run {
-        // SAFETY: as in `run`, and `self` is borrowed exclusively.
-        unsafe { &mut *self.page }
+    fn data_of_exit(&self) -> *mut kvm_run__bindgen_ty_1 {
+        // SAFETY: the field lies inside the page.
+        unsafe { &raw mut (*self.page).__bindgen_anon_1 }
     }
 
     /// `immediate_exit`: set by a signal handler of the same thread, hence never through a reference.
@@ -134,7 +138,7 @@ impl RunPage {
             }
             Pending::Msr => {
                 // SAFETY: the last exit was for an MSR; the member is plain numbers.
-                let msr = unsafe { &mut self.run_mut().__bindgen_anon_1.msr };
+                let msr = unsafe { &mut (*self.data_of_exit()).msr };
                 match read {
                     Some(value) => (msr.data, msr.error) = (value, 0),
                     None => msr.error = 1,
@@ -143,7 +147,8 @@ impl RunPage {
                 None
             }
             Pending::Hypercall => {
-                self.run_mut().__bindgen_anon_1.hypercall.ret = read.unwrap_or(0);
+                // SAFETY: the last exit was a hypercall; the member is plain numbers.
+                unsafe { (*self.data_of_exit()).hypercall.ret = read.unwrap_or(0) };
                 self.pending = Pending::Nothing;
                 None
             }
@@ -178,10 +183,10 @@ impl RunPage {
     /// What KVM says of the exit that just happened.
     #[inline]
     pub(super) fn decode(&mut self) -> Exit {
-        match self.run().exit_reason {
+        match self.exit_reason() {
             KVM_EXIT_IO => {
                 // SAFETY: the exit reason says which member of the union holds.
-                let io = unsafe { self.run().__bindgen_anon_1.io };
+                let io = unsafe { (*self.data_of_exit()).io };
                 let Some(size) = Size::from_bytes(io.size.into()) else {
                     return Exit::Unknown(KVM_EXIT_IO);
                 };
@@ -192,7 +197,7 @@ impl RunPage {
             }
             KVM_EXIT_MMIO => {
                 // SAFETY: the exit reason says which member of the union holds.
-                let mmio = unsafe { self.run().__bindgen_anon_1.mmio };
+                let mmio = unsafe { (*self.data_of_exit()).mmio };
                 let len = mmio.len.min(8) as u8;
                 match self.mmio_item(mmio.phys_addr, 0, len, mmio.is_write != 0) {
                     Some(exit) => exit,
@@ -205,10 +210,9 @@ impl RunPage {
 
     #[cold]
     fn decode_rare(&mut self, reason: u32) -> Exit {
-        let run = self.run();
         // SAFETY: in each arm, the exit reason says which member of the union holds.
         let (exit, pending) = unsafe {
-            let u = &run.__bindgen_anon_1;
+            let u = &*self.data_of_exit();
             match reason {
                 KVM_EXIT_HLT => (Exit::Hlt, Pending::Nothing),
                 KVM_EXIT_SHUTDOWN => (Exit::Shutdown, Pending::Nothing),
@@ -271,16 +275,15 @@ impl RunPage {
 
     /// Whether the exit reason that KVM left is a memory fault: KVM_RUN fails with EFAULT then.
     pub(super) fn is_memory_fault(&self) -> bool {
-        self.run().exit_reason == KVM_EXIT_MEMORY_FAULT
+        self.exit_reason() == KVM_EXIT_MEMORY_FAULT
     }
 
     /// Where the guest was at the last exit, if registers were asked for with each.
     #[inline]
     pub(super) fn synced_rip(&self) -> Option<u64> {
-        let run = self.run();
-        // SAFETY: the member is plain numbers, and KVM fills it when its bit is set.
-        let rip = unsafe { run.s.regs.regs.rip };
-        (run.kvm_valid_regs & u64::from(KVM_SYNC_X86_REGS) != 0).then_some(rip)
+        // SAFETY: plain numbers inside the page; KVM fills the registers when their bit is set.
+        let (valid, rip) = unsafe { ((*self.page).kvm_valid_regs, (*self.page).s.regs.regs.rip) };
+        (valid & u64::from(KVM_SYNC_X86_REGS) != 0).then_some(rip)
     }
 
     /// No access is under way: after KVM_RUN failed.
@@ -290,12 +293,12 @@ impl RunPage {
 
     /// An internal error's data, and the bytes of the instruction that was not emulated.
     pub(super) fn detail(&self) -> Detail {
-        if self.run().exit_reason != KVM_EXIT_INTERNAL_ERROR {
+        if self.exit_reason() != KVM_EXIT_INTERNAL_ERROR {
             return Detail::default();
         }
         // SAFETY: the exit reason says which members of the union hold; all are plain numbers.
         unsafe {
-            let u = &self.run().__bindgen_anon_1;
+            let u = &*self.data_of_exit();
             let n = (u.internal.ndata as usize).min(u.internal.data.len());
             let data = u.internal.data[..n].to_vec();
             let failure = &u.emulation_failure;

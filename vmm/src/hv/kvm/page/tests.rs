@@ -131,12 +131,12 @@ fn an_msr_gets_its_value_or_its_fault() {
     assert_eq!(page.decode(), Exit::Rdmsr { index: 0x1234 });
     assert_eq!(page.complete(Some(77)), None);
     // SAFETY: the member was filled above.
-    let msr = unsafe { page.run().__bindgen_anon_1.msr };
+    let msr = unsafe { (*page.data_of_exit()).msr };
     assert_eq!((msr.data, msr.error), (77, 0));
     assert_eq!(page.decode(), Exit::Rdmsr { index: 0x1234 });
     assert_eq!(page.complete(None), None);
     // SAFETY: as above.
-    assert_eq!(unsafe { page.run().__bindgen_anon_1.msr.error }, 1);
+    assert_eq!(unsafe { (*page.data_of_exit()).msr.error }, 1);
 }
 
 #[test]
