@@ -122,7 +122,8 @@ impl RunResult {
 /// Runs the cases and returns what came out of each.
 pub fn run(cases: &[Case], setup: &Setup<'_>, watch: &mut dyn Watch) -> RunResult {
     let (started, start) = (SystemTime::now(), Instant::now());
-    let mut schedule = Schedule::new(setup.jobs, cases.iter().map(weight));
+    let loads = cases.iter().map(|case| load(case, setup.facts.cpus()));
+    let mut schedule = Schedule::new(setup.jobs, loads);
     let mut results: Vec<Option<CaseResult>> = cases.iter().map(|_| None).collect();
     thread::scope(|scope| {
         let (sender, receiver) = mpsc::channel();
@@ -158,8 +159,11 @@ pub fn run(cases: &[Case], setup: &Setup<'_>, watch: &mut dyn Watch) -> RunResul
     }
 }
 
-fn weight(case: &Case) -> usize {
-    usize::from(case.spec.machine.vcpus.0)
+/// What a case takes of the machine: a processor for each vCPU, as far as there are any.
+/// And whether it is slow, which it says with a tag.
+fn load(case: &Case, cpus: usize) -> (usize, bool) {
+    let slow = case.spec.tags.iter().any(|tag| tag.0 == "slow");
+    (usize::from(case.spec.machine.vcpus.0).min(cpus), slow)
 }
 
 /// Where the logs of a case go: `RUNS/AREA/NAME@VARIANT`.

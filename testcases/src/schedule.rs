@@ -1,27 +1,32 @@
 //! Decides which case starts next: as many side by side as the processors carry.
 
+use std::cmp::Reverse;
 use std::collections::VecDeque;
 
 /// Cases waiting for processors. A case weighs as many as it has vCPUs, the whole machine at most.
 ///
-/// The heavy ones start first: they cannot be starved by light ones, and the light ones fill the
-/// gaps at the end.
+/// The slow ones start first: they sleep most of their time, and nobody waits for them at the end.
+/// Then the heavy ones: they cannot be starved by light ones, and the light ones fill the gaps.
 #[derive(Clone, Debug)]
 pub struct Schedule {
     capacity: usize,
     free: usize,
-    /// Index and weight, heaviest first, by index within a weight.
+    /// Index and weight: the slow ones, then heaviest first, by index within a weight.
     waiting: VecDeque<(usize, usize)>,
 }
 
 impl Schedule {
-    /// Takes the weights of all cases; `capacity` is at least 1.
-    pub fn new(capacity: usize, weights: impl IntoIterator<Item = usize>) -> Schedule {
+    /// Takes the weights of all cases, and which of them are slow; `capacity` is at least 1.
+    pub fn new(capacity: usize, cases: impl IntoIterator<Item = (usize, bool)>) -> Schedule {
         let capacity = capacity.max(1);
-        let mut waiting: Vec<_> =
-            weights.into_iter().map(|w| w.clamp(1, capacity)).enumerate().collect();
-        waiting.sort_by_key(|(index, weight)| (std::cmp::Reverse(*weight), *index));
-        Schedule { capacity, free: capacity, waiting: waiting.into() }
+        let mut waiting: Vec<_> = cases
+            .into_iter()
+            .enumerate()
+            .map(|(index, (weight, slow))| (!slow, Reverse(weight.clamp(1, capacity)), index))
+            .collect();
+        waiting.sort();
+        let waiting = waiting.into_iter().map(|(_, Reverse(weight), index)| (index, weight));
+        Schedule { capacity, free: capacity, waiting: waiting.collect() }
     }
 
     /// The next case that fits now and its weight; it holds its weight until [`Schedule::done`].
@@ -61,7 +66,7 @@ mod tests {
     /// Runs everything; each step ends the case that started first. Returns the order of starts and
     /// the largest weight that ran at once.
     fn simulate(capacity: usize, weights: &[usize]) -> (Vec<usize>, usize) {
-        let mut schedule = Schedule::new(capacity, weights.iter().copied());
+        let mut schedule = Schedule::new(capacity, weights.iter().map(|&w| (w, false)));
         let (mut order, mut running, mut peak) = (Vec::new(), VecDeque::new(), 0);
         while !schedule.is_finished() {
             while let Some((index, weight)) = schedule.start() {
@@ -93,8 +98,17 @@ mod tests {
     }
 
     #[test]
+    fn slow_ones_start_before_heavy_ones() {
+        let mut schedule = Schedule::new(4, [(1, false), (4, false), (1, true)]);
+        assert_eq!(schedule.start(), Some((2, 1)));
+        assert_eq!(schedule.start(), None);
+        schedule.done(1);
+        assert_eq!(schedule.start(), Some((1, 4)));
+    }
+
+    #[test]
     fn what_is_abandoned_does_not_start() {
-        let mut schedule = Schedule::new(1, [1, 1, 1]);
+        let mut schedule = Schedule::new(1, [(1, false); 3]);
         assert_eq!(schedule.start(), Some((0, 1)));
         assert_eq!(schedule.abandon(), [1, 2]);
         assert_eq!(schedule.start(), None);

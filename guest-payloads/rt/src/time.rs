@@ -163,8 +163,9 @@ fn pit_hz() -> Option<u64> {
         port::out8(0x61, gate);
         port::out8(0x43, 0b1011_0000); // channel 2, both bytes, mode 0
         port::out8(0x42, COUNT as u8);
-        port::out8(0x42, (COUNT >> 8) as u8);
+        // The gate starts it; KVM's PIT begins to count when the count is there.
         let before = rdtsc();
+        port::out8(0x42, (COUNT >> 8) as u8);
         port::out8(0x61, gate | 1);
         let start = rdtsc();
         let mut low = start;

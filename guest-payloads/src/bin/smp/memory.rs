@@ -321,7 +321,7 @@ test!(
     tlb_shootdown,
     "After an IPI whose handler runs INVLPG, no CPU sees the frame a page was taken from.",
     || {
-        const ROUNDS: usize = 24;
+        const ROUNDS: usize = 10;
         irq::handle(VECTOR, |_| {
             paging::invlpg(PAGE);
             ACKS.fetch_add(1, SeqCst);
@@ -354,7 +354,7 @@ test!(
         let frame = two_frames()[0];
         let others = start_all() - 1;
         let leaf = paging::map(PAGE, frame, Size::K4, Flags::RW);
-        for round in 0..8 {
+        for round in 0..5 {
             let write = |cpu| smp::run_on(cpu, || mem::write(PAGE + 8, round as u64));
             for cpu in 1..=others {
                 check_eq!(write(cpu), Ok(()), "round {round}: a write from cpu {cpu}");
@@ -409,7 +409,7 @@ test!(
         for (cpu, job) in jobs.iter_mut().enumerate().take(cpus).skip(1) {
             *job = Some(smp::spawn(cpu, writer, page(cpu)));
         }
-        for round in 0..30 {
+        for round in 0..12 {
             for cpu in 1..cpus {
                 let leaf = paging::walk(page(cpu));
                 let physical = check_ok!(paging::translate(page(cpu)).ok_or("not mapped"));
