@@ -189,9 +189,11 @@ test!(
         time::sleep(480_000);
         let least = tsc_hz() / 1_000_000 * 244;
         get(C);
+        // A busy host may be away each time; one of twelve seconds it will be here for.
+        const PATIENCE: u64 = 12_000_000;
         // When it was last seen clear in this second: no update for 244 us from then on.
         let mut clear = None;
-        let came = time::wait_until(3_000_000, || {
+        let came = time::wait_until(PATIENCE, || {
             let asked = rdtsc_ordered();
             if get(A) & A_UIP != 0 {
                 return clear.is_some();
@@ -205,12 +207,12 @@ test!(
             }
             false
         });
-        check!(came, "UIP is not seen within three seconds");
+        check!(came, "UIP is not seen in twelve seconds");
         check!(time::wait_until(1_000_000, || get(A) & A_UIP == 0), "UIP does not end");
         let gone = rdtsc_ordered() - clear.unwrap_or(0);
         check!(gone >= least, "UIP ends {gone} ticks after it was clear, not {least}");
         check!(get(C) & B_UPDATE != 0, "UIP ended without an update");
-        check!((0x11..=0x14).contains(&get(0)), "seconds after the update: {:#x}", get(0));
+        check!((0x11..=0x23).contains(&get(0)), "seconds after the update: {:#x}", get(0));
     }
 );
 

@@ -3,6 +3,7 @@
 //! [`Machine::handle`] knows nothing of KVM. On its way an exit meets no allocation, no system
 //! call and one lock, the device's own.
 
+mod error;
 mod lines;
 mod log;
 mod pc;
@@ -10,11 +11,12 @@ mod pc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+pub use error::BoardError;
 pub use log::{ExitLog, Logged};
 pub use pc::{PcConfig, pc};
 
 use crate::access::{Access, Dir, IoError, Size};
-use crate::bus::{Bus, DeviceId, MapError, Route};
+use crate::bus::{Bus, DeviceId, Route};
 use crate::device::{Action, Actions, At, Clock, Device, Env, Nanos, StateError};
 use crate::exit::{Entry, Exit, Stop, SystemEvent};
 use crate::ram::GuestRam;
@@ -123,47 +125,6 @@ impl Slot {
 }
 
 const NO_DEADLINE: u64 = u64::MAX;
-
-/// Why a board cannot be put together.
-#[derive(Debug, thiserror::Error)]
-pub enum BoardError {
-    /// A device's region has no place.
-    #[error("device `{device}`: {source}")]
-    Map {
-        /// The device.
-        device: &'static str,
-        /// What is wrong.
-        source: MapError,
-    },
-    /// Two devices of one name, or on one interrupt line.
-    #[error("device `{device}`: its {what} is taken by `{other}`; change one of them")]
-    Taken {
-        /// The device to be added.
-        device: &'static str,
-        /// What both claim.
-        what: &'static str,
-        /// The device that has it.
-        other: &'static str,
-    },
-    /// There is no such line.
-    #[error("device `{device}`: GSI {gsi} is none of the board's {GSIS}; give it another")]
-    Gsi {
-        /// The device.
-        device: &'static str,
-        /// What it was given.
-        gsi: u32,
-    },
-    /// Bases and regions differ in number.
-    #[error("device `{device}` has {regions} regions and was given {bases} places")]
-    Bases {
-        /// The device.
-        device: &'static str,
-        /// Regions that it has.
-        regions: usize,
-        /// Places that it was given.
-        bases: usize,
-    },
-}
 
 /// A board: devices on a bus, RAM, a clock, and the backplane behind them.
 pub struct Machine {
