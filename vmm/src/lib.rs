@@ -25,3 +25,4 @@ pub mod run;
 pub mod script;
 pub mod state;
 pub mod units;
+pub mod words;

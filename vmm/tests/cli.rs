@@ -281,13 +281,7 @@ fn a_signal_ends_the_vm_in_order() {
     let folder = Folder::new("signal");
     // It prints, so that one knows it is running, and spins.
     let guest = folder.file("spin", &[&PRINTS_AND_EXITS[..6], SPINS].concat());
-    let mut child = Command::new(VMM)
-        .args(["run", "--boot", "flat:0x7c00:real16", "--timeout", "20s", "--kernel"])
-        .arg(&guest)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("vmm");
+    let mut child = start(&guest, "20s");
     let mut byte = [0];
     let mut out = child.stdout.take().expect("piped");
     std::io::Read::read_exact(&mut out, &mut byte).expect("the guest prints");
@@ -303,13 +297,7 @@ fn a_reader_that_goes_away_ends_the_vm() {
     }
     let folder = Folder::new("pipe");
     let guest = folder.file("chatty", CHATTY);
-    let mut child = Command::new(VMM)
-        .args(["run", "--boot", "flat:0x7c00:real16", "--timeout", "20s", "--kernel"])
-        .arg(&guest)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("vmm");
+    let mut child = start(&guest, "20s");
     drop(child.stdout.take());
     assert_eq!(child.wait().expect("vmm").code(), Some(130));
 }

@@ -12,8 +12,8 @@ use crate::support::{Outcome, root};
 
 /// The modules of `vmm`, from the inside out. A module may name itself and those before it.
 const LAYERS: &[&str] = &[
-    "units", "access", "ram", "device", "state", "laws", "cpu", "cpuid", "chips", "bus", "exit",
-    "machine", "script", "boot", "payload", "hv", "run", "host", "launch",
+    "units", "words", "access", "ram", "device", "state", "laws", "cpu", "cpuid", "chips", "bus",
+    "exit", "machine", "script", "boot", "payload", "hv", "run", "host", "launch",
 ];
 
 /// Paths that files below a place must not name, and why.
