@@ -1,0 +1,3 @@
+//! The first process of an emulated host: loads KVM, runs cases, tells what came out.
+
+fn main() {}

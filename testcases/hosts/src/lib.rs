@@ -1,0 +1,7 @@
+//! Emulated hosts: machines with real kvm-amd and kvm-intel, anywhere.
+//!
+//! QEMU's TCG emulates an AMD machine with SVM, Bochs an Intel machine with VMX. On either boots a
+//! distribution's own kernel with an initramfs made here, whose first process runs cases with the
+//! same runner as everywhere, and reports through the debug console port 0xE9.
+
+pub mod pieces;
