@@ -1,16 +1,19 @@
 //! What the machine that runs the tests offers.
 //!
-//! [`HostFacts`] is what needs and the doctor ask; [`LinuxFacts`] answers from `/dev/kvm`, `/sys` and
-//! `/proc`, and a test answers from a table.
+//! [`HostFacts`] is what needs ask; a [`FactsTable`](crate::facts_table::FactsTable) answers, made
+//! from `/dev/kvm`, `/sys` and `/proc` on this machine or on another one.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use crate::need::Met;
 
 /// Which KVM module serves `/dev/kvm`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum KvmFlavour {
     /// kvm-intel, on VMX.
     Intel,
@@ -33,6 +36,39 @@ impl fmt::Display for KvmFlavour {
     }
 }
 
+/// What executes the host's own instructions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Processor {
+    /// A processor, as far as can be told.
+    #[default]
+    Hardware,
+    /// QEMU's translator, TCG.
+    Tcg,
+    /// Bochs.
+    Bochs,
+}
+
+impl Processor {
+    /// The word on the kernel's command line that says which it is, with `tcg` or `bochs` after it:
+    /// an emulator may tell its guest the name of any processor.
+    pub const WORD: &'static str = "exitlab.processor=";
+
+    /// The word for it.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Processor::Hardware => "hardware",
+            Processor::Tcg => "tcg",
+            Processor::Bochs => "bochs",
+        }
+    }
+}
+
+impl fmt::Display for Processor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
+    }
+}
+
 /// The questions a need can ask of a host.
 pub trait HostFacts: Sync {
     /// Whether `/dev/kvm` can be used; if not, why and what to do.
@@ -45,6 +81,10 @@ pub trait HostFacts: Sync {
     fn module_param(&self, module: &str, param: &str) -> Option<String>;
     /// Which KVM this is.
     fn flavour(&self) -> KvmFlavour;
+    /// What executes the host's own instructions.
+    fn processor(&self) -> Processor {
+        Processor::Hardware
+    }
     /// Processors this process may run on.
     fn cpus(&self) -> usize;
     /// The machine's memory in bytes.
@@ -82,6 +122,41 @@ impl Files {
     /// A kernel module's parameter.
     pub fn module_param(&self, module: &str, param: &str) -> Option<String> {
         self.read(format!("sys/module/{module}/parameters/{param}"))
+    }
+
+    /// Every parameter of every kernel module that can be read, by module and name.
+    pub fn module_params(&self) -> BTreeMap<String, BTreeMap<String, String>> {
+        let mut all = BTreeMap::new();
+        for module in self.names("sys/module") {
+            let names = self.names(format!("sys/module/{module}/parameters"));
+            let read = |name: String| {
+                let value = self.module_param(&module, &name)?;
+                Some((name, value))
+            };
+            let params: BTreeMap<_, _> = names.into_iter().filter_map(read).collect();
+            if !params.is_empty() {
+                all.insert(module, params);
+            }
+        }
+        all
+    }
+
+    /// The names in a directory; none if it cannot be listed.
+    fn names(&self, path: impl AsRef<Path>) -> Vec<String> {
+        let entries = fs::read_dir(self.root.join(path)).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+    }
+
+    /// What executes instructions here. The kernel's command line outweighs the processor's name.
+    pub fn processor(&self) -> Processor {
+        let cmdline = self.read("proc/cmdline").unwrap_or_default();
+        let said = cmdline.split_whitespace().rev().find_map(|w| w.strip_prefix(Processor::WORD));
+        let known = [Processor::Hardware, Processor::Tcg, Processor::Bochs];
+        let named = || {
+            let name = self.cpuinfo("model name").unwrap_or_default();
+            if name.starts_with("QEMU TCG") { Processor::Tcg } else { Processor::Hardware }
+        };
+        known.into_iter().find(|p| Some(p.word()) == said).unwrap_or_else(named)
     }
 
     /// The KVM that serves `/dev/kvm`, told by the vendor module that is loaded.
@@ -259,6 +334,21 @@ mod tests {
     }
 
     #[test]
+    fn the_command_line_outweighs_the_processors_name() {
+        let (qemu, other) = ("model name\t: QEMU TCG CPU version 2.5+\n", "model name\t: Xeon\n");
+        for (cpuinfo, cmdline, processor) in [
+            (qemu, "quiet", Processor::Tcg),
+            (other, "quiet", Processor::Hardware),
+            (other, "quiet exitlab.processor=bochs panic=-1\n", Processor::Bochs),
+            (qemu, "exitlab.processor=hardware", Processor::Hardware),
+            (qemu, "exitlab.processor=z80", Processor::Tcg),
+        ] {
+            let (_dir, host) = host(&[("proc/cpuinfo", cpuinfo), ("proc/cmdline", cmdline)]);
+            assert_eq!(host.processor(), processor, "{cpuinfo} {cmdline}");
+        }
+    }
+
+    #[test]
     fn files_are_read_and_absent_ones_are_nothing() {
         let (_dir, found) = host(&[
             ("proc/meminfo", "MemTotal:  1024 kB\nMemAvailable:   512 kB\n"),
@@ -273,6 +363,8 @@ mod tests {
         assert_eq!(found.hugepages(2 << 20), (3, 4));
         assert_eq!(found.hugepages(1 << 30), (0, 0));
         assert_eq!(found.module_param("kvm", "enable_pmu").as_deref(), Some("N"));
+        let params = found.module_params();
+        assert_eq!((params.len(), &params["kvm"]["enable_pmu"][..]), (1, "N"));
         let (_dir, empty) = host(&[]);
         assert_eq!((empty.memory(), empty.module_param("kvm", "x")), (0, None));
         assert!(empty.cpu_flags().is_empty());

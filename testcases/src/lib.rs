@@ -5,13 +5,16 @@
 //! checks them against the payloads that [`build`] makes; [`select`] chooses; [`runner`] runs each in a
 //! process of its own ([`process`]), as many side by side as fit ([`schedule`]); [`transcript`] reads
 //! what the guest says and [`verdict`] judges; [`report`] tells people, CI systems and programs.
+//!
+//! An emulated host gets a [`job`] and reports by messages on a [`wire`].
 
 pub mod bounded;
 pub mod build;
 pub mod caps;
 pub mod case;
 pub mod facts;
-pub mod linux;
+pub mod facts_table;
+pub mod job;
 pub mod load;
 pub mod nearest;
 pub mod need;
@@ -25,3 +28,4 @@ pub mod select;
 pub mod status;
 pub mod transcript;
 pub mod verdict;
+pub mod wire;

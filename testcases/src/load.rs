@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use vmm::payload::list_tests;
 
 use crate::case::{Case, CaseId, Spec, is_word};
 use crate::facts::HostFacts;
@@ -71,6 +72,28 @@ impl Catalog {
     /// An empty catalog.
     pub fn new() -> Catalog {
         Catalog::default()
+    }
+
+    /// The payloads in a directory that holds nothing else: each under its file's name.
+    ///
+    /// # Errors
+    ///
+    /// A file that cannot be read or is no payload.
+    pub fn read_dir(dir: &Path) -> Result<Catalog, Problems> {
+        let (mut problems, mut catalog) = (Problems::default(), Catalog::new());
+        for (name, path) in entries(dir, &mut problems) {
+            let tests = fs::read(&path)
+                .map_err(|e| format!("cannot be read: {e}"))
+                .and_then(|bytes| list_tests(&bytes).map_err(|e| format!("is no payload: {e}")));
+            match tests {
+                Ok(tests) => {
+                    let tests = tests.into_iter().map(|test| (test.name, test.about)).collect();
+                    catalog.add(name, Payload { path, tests });
+                }
+                Err(why) => problems.add(&path, why),
+            }
+        }
+        problems.or(catalog)
     }
 
     /// Adds a payload under its name; a name that is there already is replaced.

@@ -23,8 +23,8 @@ use crate::nearest;
 use vmm::units;
 
 /// One need of a case.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum Need {
     /// A usable `/dev/kvm`.
     Kvm,
@@ -158,6 +158,12 @@ impl fmt::Display for Need {
                 HostNeed::HugePages(_, text) => write!(f, "host:hugepages-{text}"),
             },
         }
+    }
+}
+
+impl From<Need> for String {
+    fn from(need: Need) -> String {
+        need.to_string()
     }
 }
 

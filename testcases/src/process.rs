@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+use serde::{Deserialize, Serialize};
 
 /// How often the flag that cancels a run is looked at.
 const TICK: Duration = Duration::from_millis(100);
@@ -26,7 +27,7 @@ const LEAVE: Duration = Duration::from_secs(3);
 const REAP: Duration = Duration::from_secs(5);
 
 /// How a process ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Ended {
     /// By itself, with this exit status.
     Exited(u8),
@@ -62,7 +63,7 @@ impl fmt::Display for Ended {
 }
 
 /// Which of the child's outputs bytes came from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Stream {
     /// Its standard output.
     Out,

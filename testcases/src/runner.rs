@@ -1,10 +1,15 @@
 //! Runs cases: one `vmm` process each, side by side, every end accounted for.
+//!
+//! [`run`] runs cases here and collects what comes of them. Cases of another machine take the same
+//! steps one by one: [`sort_out`] asks what that machine can run, [`run_each`] runs it there, and a
+//! [`Collector`] here makes the results.
 
-use std::fs;
-use std::io;
+mod result;
+
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -12,16 +17,17 @@ use std::time::{Duration, Instant, SystemTime};
 use payload_abi::ExitValue;
 use vmm::units;
 
-use crate::bounded::{Bounded, excerpt};
+use crate::bounded::Bounded;
 use crate::case::{Case, CaseId};
 use crate::facts::HostFacts;
 use crate::load::Catalog;
 use crate::need::{Met, Need};
 use crate::process::{self, Ended, Stream};
-use crate::require::Require;
 use crate::schedule::Schedule;
-use crate::transcript::{Measured, Transcript};
+use crate::transcript::Transcript;
 use crate::verdict::{Outcome, Verdict, verdict};
+
+pub use result::{CaseReport, CaseResult, Collector, Log, RunResult};
 
 /// How much longer than the guest's time the VMM's process may take: to set up, to notice the timeout
 /// itself and to write its report; for [`Setup::grace`].
@@ -30,33 +36,31 @@ pub const GRACE: Duration = Duration::from_secs(5);
 /// What is kept of a serial log or a standard error: so much of its beginning and of its end. Bytes.
 const KEEP: (usize, usize) = (256 << 10, 64 << 10);
 
-/// The last lines of the serial log that a result carries along.
-const SERIAL_SHOWN: usize = 15;
-
-/// The first and last lines of the VMM's report that a result carries along: the reason with the
-/// first vCPU's registers, and the last exits.
-const REPORT_SHOWN: (usize, usize) = (50, 70);
-
-/// What a run works with.
+/// What running takes.
 pub struct Setup<'a> {
     /// The `vmm` program.
     pub vmm: PathBuf,
-    /// The directory that gets a directory for each case, with its logs.
-    pub runs: PathBuf,
     /// The payloads.
     pub catalog: &'a Catalog,
     /// The host.
     pub facts: &'a dyn HostFacts,
-    /// The skips that are errors.
-    pub require: Require,
     /// How many vCPUs may run side by side; 1 at least.
     pub jobs: usize,
     /// How much longer than the guest's time a process may take; [`GRACE`] as a rule.
     pub grace: Duration,
-    /// Whether the first fail or error stops the run.
-    pub fail_fast: bool,
+    /// How many times slower than an ordinary machine this one is: the time that each guest may
+    /// take, and the grace, are so much longer. Less than 1 counts as 1.
+    pub slowness: f64,
     /// Becomes true when the run is to stop at once.
     pub cancel: &'a AtomicBool,
+}
+
+impl Setup<'_> {
+    /// A time of an ordinary machine, on this one; a day at most.
+    fn slowed(&self, time: Duration) -> Duration {
+        let seconds = time.as_secs_f64() * self.slowness.max(1.0);
+        Duration::from_secs_f64(seconds.min(86400.0))
+    }
 }
 
 /// Told about the course of a run.
@@ -67,88 +71,39 @@ pub trait Watch {
     fn ended(&mut self, result: &CaseResult);
 }
 
-/// What came out of one case.
-#[derive(Clone, Debug)]
-pub struct CaseResult {
-    /// The case.
-    pub case: Case,
-    /// The outcome and its reason.
-    pub verdict: Verdict,
-    /// The need that was not met, after a skip (or an error because it was required).
-    pub unmet: Option<Need>,
-    /// How long the process ran.
-    pub duration: Duration,
-    /// How the process ended; `None` if none was started.
-    pub ended: Option<Ended>,
-    /// The figures the guest measured.
-    pub values: Vec<Measured>,
-    /// The command that ran, program first; empty if none was.
-    pub command: Vec<String>,
-    /// Where the logs are.
-    pub logs: PathBuf,
-    /// Bytes the guest wrote to its serial port, kept or not.
-    pub serial_bytes: u64,
-    /// The last lines of the serial log.
-    pub serial_tail: Vec<String>,
-    /// What the VMM wrote to its standard error: its beginning and its end.
-    pub report: Vec<String>,
+/// A step in the course of a run; the case is told by its index.
+#[derive(Debug)]
+pub enum Step {
+    /// The case starts now.
+    Started(usize),
+    /// The case ended, or was skipped.
+    Ended(usize, Box<CaseReport>),
 }
 
-/// What came out of a run.
-#[derive(Clone, Debug)]
-pub struct RunResult {
-    /// When it started.
-    pub started: SystemTime,
-    /// How long it took.
-    pub duration: Duration,
-    /// The results, in the order of the cases.
-    pub results: Vec<CaseResult>,
-    /// Cases that were chosen and not run, because the run was stopped.
-    pub not_run: Vec<CaseId>,
-}
-
-impl RunResult {
-    /// How many cases had this outcome.
-    pub fn count(&self, outcome: Outcome) -> usize {
-        self.results.iter().filter(|r| r.verdict.outcome == outcome).count()
-    }
-
-    /// Whether the run as a whole is good: nothing failed, and nothing was left out.
-    pub fn is_good(&self) -> bool {
-        self.not_run.is_empty() && !self.results.iter().any(|r| r.verdict.outcome.is_bad())
-    }
-}
-
-/// Runs the cases and returns what came out of each.
-pub fn run(cases: &[Case], setup: &Setup<'_>, watch: &mut dyn Watch) -> RunResult {
+/// Runs the cases and returns what came out of each. With `fail_fast` the first fail or error stops
+/// the run.
+pub fn run(
+    cases: &[Case],
+    setup: &Setup<'_>,
+    collector: &Collector,
+    fail_fast: bool,
+    watch: &mut dyn Watch,
+) -> RunResult {
     let (started, start) = (SystemTime::now(), Instant::now());
-    let loads = cases.iter().map(|case| load(case, setup.facts.cpus()));
-    let mut schedule = Schedule::new(setup.jobs, loads);
     let mut results: Vec<Option<CaseResult>> = cases.iter().map(|_| None).collect();
-    thread::scope(|scope| {
-        let (sender, receiver) = mpsc::channel();
-        while !schedule.is_finished() {
-            while let Some((index, weight)) = schedule.start() {
-                let case = &cases[index];
-                watch.started(case);
-                let sender = sender.clone();
-                scope.spawn(move || {
-                    // The receiver outlives every sender: it is dropped after the last result.
-                    let _ = sender.send((index, weight, run_case(case, setup)));
-                });
+    run_each(cases, setup, &mut |step| {
+        let (index, report) = match step {
+            Step::Started(index) => {
+                watch.started(&cases[index]);
+                return ControlFlow::Continue(());
             }
-            let Ok((index, weight, result)) = receiver.recv() else {
-                break;
-            };
-            schedule.done(weight);
-            watch.ended(&result);
-            let stop = setup.fail_fast && result.verdict.outcome.is_bad()
-                || setup.cancel.load(std::sync::atomic::Ordering::Relaxed);
-            results[index] = Some(result);
-            if stop {
-                schedule.abandon();
-            }
-        }
+            Step::Ended(index, report) => (index, report),
+        };
+        let result = collector.collect(&cases[index], *report);
+        watch.ended(&result);
+        let stop = fail_fast && result.verdict.outcome.is_bad();
+        results[index] = Some(result);
+        if stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     let not_run = cases.iter().zip(&results).filter(|(_, r)| r.is_none());
     RunResult {
@@ -157,6 +112,49 @@ pub fn run(cases: &[Case], setup: &Setup<'_>, watch: &mut dyn Watch) -> RunResul
         not_run: not_run.map(|(case, _)| case.id.clone()).collect(),
         results: results.into_iter().flatten().collect(),
     }
+}
+
+/// Runs the cases, slow and heavy ones first, and hands over what came out of each as it comes. Once
+/// `each` breaks or the run is cancelled, no further one is started.
+pub fn run_each(cases: &[Case], setup: &Setup<'_>, each: &mut dyn FnMut(Step) -> ControlFlow<()>) {
+    let loads = cases.iter().map(|case| load(case, setup.facts.cpus()));
+    let mut schedule = Schedule::new(setup.jobs, loads);
+    thread::scope(|scope| {
+        let (sender, receiver) = mpsc::channel();
+        while !schedule.is_finished() {
+            while let Some((index, weight)) = schedule.start() {
+                if each(Step::Started(index)).is_break() {
+                    schedule.abandon();
+                }
+                let (case, sender) = (&cases[index], sender.clone());
+                scope.spawn(move || {
+                    // The receiver outlives every sender: it is dropped after the last result.
+                    let _ = sender.send((index, weight, Box::new(run_case(case, setup))));
+                });
+            }
+            let Ok((index, weight, report)) = receiver.recv() else {
+                break;
+            };
+            schedule.done(weight);
+            let stop = each(Step::Ended(index, report)).is_break();
+            if stop || setup.cancel.load(Ordering::Relaxed) {
+                schedule.abandon();
+            }
+        }
+    });
+}
+
+/// Separates the cases that a host can run from those that it cannot: the indexes of the first, and
+/// what is to be reported of the others.
+pub fn sort_out(cases: &[Case], facts: &dyn HostFacts) -> (Vec<usize>, Vec<(usize, CaseReport)>) {
+    let (mut runnable, mut others) = (Vec::new(), Vec::new());
+    for (index, case) in cases.iter().enumerate() {
+        match check_needs(case, facts) {
+            Ok(()) => runnable.push(index),
+            Err(report) => others.push((index, *report)),
+        }
+    }
+    (runnable, others)
 }
 
 /// What a case takes of the machine: a processor for each vCPU, as far as there are any.
@@ -171,14 +169,14 @@ pub fn logs_of(runs: &Path, id: &CaseId) -> PathBuf {
     runs.join(id.to_string())
 }
 
-/// The command that runs a case, program first.
-pub fn command(case: &Case, vmm: &Path, payload: &Path) -> Vec<String> {
+/// The command that runs a case for so long at most, program first.
+pub fn command(case: &Case, vmm: &Path, payload: &Path, timeout: Duration) -> Vec<String> {
     let mut words = vec![vmm.display().to_string(), "run".into()];
     words.extend(["--payload".into(), payload.display().to_string()]);
     words.extend(["--test".into(), case.spec.payload.test.clone()]);
     words.extend(case.spec.machine.arguments(case.dir()));
     words.extend(["--serial".into(), "stdio".into()]);
-    words.extend(["--timeout".into(), units::show_duration(case.spec.timeout.0)]);
+    words.extend(["--timeout".into(), units::show_duration(timeout)]);
     words
 }
 
@@ -192,78 +190,65 @@ pub fn shell_line(words: &[String]) -> String {
     words.iter().map(quote).collect::<Vec<_>>().join(" ")
 }
 
-/// Runs one case, unless a need is not met.
-fn run_case(case: &Case, setup: &Setup<'_>) -> CaseResult {
-    let mut result = CaseResult {
-        case: case.clone(),
-        verdict: Verdict::new(Outcome::Pass, ""),
-        unmet: None,
-        duration: Duration::ZERO,
-        ended: None,
-        values: Vec::new(),
-        command: Vec::new(),
-        logs: logs_of(&setup.runs, &case.id),
-        serial_bytes: 0,
-        serial_tail: Vec::new(),
-        report: Vec::new(),
-    };
+/// Compares what a case needs with the host.
+///
+/// # Errors
+/// What is to be reported of a case that the host cannot run, or that is wrong.
+fn check_needs(case: &Case, facts: &dyn HostFacts) -> Result<(), Box<CaseReport>> {
     for need in [&Need::Kvm].into_iter().chain(&case.spec.needs) {
-        match need.check(setup.facts) {
-            Met::Yes => {}
+        let (outcome, reason) = match need.check(facts) {
+            Met::Yes => continue,
             Met::No(why) => {
                 let because = case.spec.because.as_ref().filter(|_| *need != Need::Kvm);
                 let because = because.map_or(String::new(), |b| format!("; {}", b.0));
-                let reason = format!("needs {need}: {why}{because}");
-                result.verdict = skip(setup, Some(need), &reason);
-                result.unmet = Some(need.clone());
-                return result;
+                (Outcome::Skip, format!("needs {need}: {why}{because}"))
             }
-            Met::Unknown(why) => {
-                result.verdict = Verdict::new(Outcome::Error, format!("need {need}: {why}"));
-                return result;
-            }
-        }
+            Met::Unknown(why) => (Outcome::Error, format!("need {need}: {why}")),
+        };
+        let unmet = (outcome == Outcome::Skip).then(|| need.clone());
+        let report = CaseReport::unrun(Verdict::new(outcome, reason));
+        return Err(Box::new(CaseReport { unmet, ..report }));
+    }
+    Ok(())
+}
+
+/// Runs one case, unless a need is not met.
+fn run_case(case: &Case, setup: &Setup<'_>) -> CaseReport {
+    if let Err(report) = check_needs(case, setup.facts) {
+        return *report;
     }
     let Some(payload) = setup.catalog.get(&case.spec.payload.payload) else {
         let reason = format!("no payload `{}` is built", case.spec.payload.payload);
-        result.verdict = Verdict::new(Outcome::Error, reason);
-        return result;
+        return CaseReport::unrun(Verdict::new(Outcome::Error, reason));
     };
-    result.command = command(case, &setup.vmm, &payload.path);
-    execute(case, setup, &mut result);
-    if result.verdict.outcome == Outcome::Skip {
-        result.verdict = skip(setup, None, &format!("the guest: {}", result.verdict.reason));
+    let mut report = execute(case, setup, &payload.path);
+    let verdict = &mut report.verdict;
+    if verdict.outcome == Outcome::Skip {
+        verdict.reason = format!("the guest: {}", verdict.reason);
     }
     // Only what the guest itself reports is the bug that is known; a guest that dies is another.
-    let said_fail = result.ended == Some(Ended::Exited(ExitValue::Fail.status()));
+    let said_fail = report.ended == Some(Ended::Exited(ExitValue::Fail.status()));
     if let Some(bug) = &case.spec.known_bug
-        && result.verdict.outcome == Outcome::Fail
+        && verdict.outcome == Outcome::Fail
         && said_fail
     {
-        let reason = format!("a known bug: {}; {}", bug.0, result.verdict.reason);
-        result.verdict = skip(setup, None, &reason);
+        let reason = format!("a known bug: {}; {}", bug.0, verdict.reason);
+        *verdict = Verdict::new(Outcome::Skip, reason);
     }
-    result
+    report
 }
 
-/// A skip, or an error if such a skip is not accepted.
-fn skip(setup: &Setup<'_>, need: Option<&Need>, reason: &str) -> Verdict {
-    if setup.require.forbids(need) {
-        Verdict::new(Outcome::Error, format!("required, but would skip: {reason}"))
-    } else {
-        Verdict::new(Outcome::Skip, reason)
-    }
-}
-
-/// Runs the command of `result` and fills in the rest.
-fn execute(case: &Case, setup: &Setup<'_>, result: &mut CaseResult) {
+/// Runs the command of a case and judges it.
+fn execute(case: &Case, setup: &Setup<'_>, payload: &Path) -> CaseReport {
+    let timeout = setup.slowed(case.spec.timeout.0);
+    let command = command(case, &setup.vmm, payload, timeout);
     let mut transcript = Transcript::new(&case.spec.payload.test);
     let mut serial = Bounded::new(KEEP.0, KEEP.1);
     let mut stderr = Bounded::new(KEEP.0, KEEP.1);
     let start = Instant::now();
     let ended = process::run(
-        Command::new(&result.command[0]).args(&result.command[1..]),
-        case.spec.timeout.0 + setup.grace,
+        Command::new(&command[0]).args(&command[1..]),
+        timeout + setup.slowed(setup.grace),
         setup.cancel,
         &mut |stream, bytes| match stream {
             Stream::Out => {
@@ -274,28 +259,16 @@ fn execute(case: &Case, setup: &Setup<'_>, result: &mut CaseResult) {
         },
     );
     transcript.finish();
-    result.duration = start.elapsed();
-    result.verdict = verdict(&ended, transcript.report(), case.spec.expect);
-    result.values = transcript.values().to_vec();
-    result.serial_bytes = serial.total();
-    let (serial, stderr) = (serial.contents(), stderr.contents());
-    result.serial_tail = excerpt(&serial, 0, SERIAL_SHOWN);
-    result.report = excerpt(&stderr, REPORT_SHOWN.0, REPORT_SHOWN.1);
-    result.ended = Some(ended);
-    if let Err(e) = write_logs(result, &serial, &stderr) {
-        let reason = format!("cannot write the logs below {}: {e}", result.logs.display());
-        // A lost log is no reason to hide a worse one.
-        if !result.verdict.outcome.is_bad() {
-            result.verdict = Verdict::new(Outcome::Error, reason);
-        }
+    CaseReport {
+        verdict: verdict(&ended, transcript.report(), case.spec.expect),
+        unmet: None,
+        duration: start.elapsed(),
+        ended: Some(ended),
+        values: transcript.values().to_vec(),
+        command,
+        serial: Log::from(&serial),
+        stderr: Log::from(&stderr),
     }
-}
-
-fn write_logs(result: &CaseResult, serial: &[u8], stderr: &[u8]) -> io::Result<()> {
-    fs::create_dir_all(&result.logs)?;
-    fs::write(result.logs.join("command"), format!("{}\n", shell_line(&result.command)))?;
-    fs::write(result.logs.join("serial.log"), serial)?;
-    fs::write(result.logs.join("stderr.log"), stderr)
 }
 
 #[cfg(test)]
@@ -311,12 +284,13 @@ mod tests {
         .expect("a case");
         let id = CaseId { area: "a".into(), name: "n".into(), variant: None };
         let case = Case { id, file: "n.toml".into(), spec };
-        let words = command(&case, Path::new("/x/vmm"), Path::new("/x/a b"));
+        let words =
+            command(&case, Path::new("/x/vmm"), Path::new("/x/a b"), Duration::from_millis(5500));
         let line = shell_line(&words);
         assert_eq!(
             line,
             "/x/vmm run --payload '/x/a b' --test t --cpus 2 --cmdline 'x='\\''1'\\'' y' \
-             --serial stdio --timeout 5s"
+             --serial stdio --timeout 5500ms"
         );
         let script = format!("printf '%s\\n' {line}");
         let out = Command::new("sh").args(["-c", &script]).output().expect("a shell");

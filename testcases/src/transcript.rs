@@ -5,6 +5,7 @@
 //! the lines of the report. The first thing that deviates is kept as [`Report::Broken`].
 
 use payload_abi::{ExitValue, Line, MARK};
+use serde::{Deserialize, Serialize};
 
 /// A line longer than this is not a report line. Bytes.
 const MAX_LINE: usize = 4096;
@@ -26,7 +27,7 @@ pub enum Report {
 }
 
 /// A figure that the test measured.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Measured {
     /// What was measured.
     pub key: String,

@@ -11,6 +11,7 @@
 //! it reports as an error in its own words.
 
 use payload_abi::ExitValue;
+use serde::{Deserialize, Serialize};
 
 use crate::case::Expect;
 use crate::process::Ended;
@@ -18,7 +19,7 @@ use crate::status::VmmEnd;
 use crate::transcript::Report;
 
 /// The four outcomes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Outcome {
     /// What was to be shown holds.
     Pass,
@@ -59,7 +60,7 @@ impl From<ExitValue> for Outcome {
 }
 
 /// An outcome and its reason.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verdict {
     /// The outcome.
     pub outcome: Outcome,

@@ -10,7 +10,7 @@ use testcases::facts::{HostFacts, KvmFlavour};
 use testcases::load::{Catalog, Payload};
 use testcases::need::Met;
 use testcases::require::Require;
-use testcases::runner::{self, CaseResult, RunResult, Setup, Watch};
+use testcases::runner::{self, CaseResult, Collector, RunResult, Setup, Watch};
 use testcases::verdict::Outcome;
 
 /// Long enough for a busy machine, short enough for a test that waits for it.
@@ -81,6 +81,7 @@ struct Options {
     require: &'static str,
     jobs: usize,
     fail_fast: bool,
+    slowness: f64,
     vmm: PathBuf,
     cancel: AtomicBool,
 }
@@ -92,6 +93,7 @@ impl Default for Options {
             require: "",
             jobs: 4,
             fail_fast: false,
+            slowness: 1.0,
             vmm: env!("CARGO_BIN_EXE_fake-vmm").into(),
             cancel: AtomicBool::new(false),
         }
@@ -104,17 +106,17 @@ fn run(cases: &[Case], options: &Options) -> (RunResult, tempfile::TempDir) {
     catalog.add("fake", Payload { path: "fake.elf".into(), tests: vec![] });
     let setup = Setup {
         vmm: options.vmm.clone(),
-        runs: dir.path().into(),
         catalog: &catalog,
         facts: &Host { kvm: options.kvm },
-        require: Require::parse(options.require).expect("names"),
         jobs: options.jobs,
         grace: GRACE,
-        fail_fast: options.fail_fast,
+        slowness: options.slowness,
         cancel: &options.cancel,
     };
+    let require = Require::parse(options.require).expect("names");
+    let collector = Collector { runs: dir.path().into(), require };
     let mut seen = Seen::default();
-    let result = runner::run(cases, &setup, &mut seen);
+    let result = runner::run(cases, &setup, &collector, options.fail_fast, &mut seen);
     assert_eq!((seen.started, seen.ended), (result.results.len(), result.results.len()));
     (result, dir)
 }

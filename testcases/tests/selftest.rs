@@ -11,11 +11,11 @@ use std::sync::atomic::AtomicBool;
 use testcases::build::{Options, build_payloads};
 use testcases::case::{Case, CaseId};
 use testcases::facts::HostFacts;
-use testcases::linux::LinuxFacts;
+use testcases::facts_table::FactsTable;
 use testcases::load::SELFTEST;
 use testcases::program::build_vmm;
 use testcases::require::{Require, VARIABLE};
-use testcases::runner::{self, CaseResult, Setup, Watch};
+use testcases::runner::{self, CaseResult, Collector, Setup, Watch};
 use testcases::verdict::Outcome;
 
 use Outcome::{Error, Fail, Pass, Skip};
@@ -60,7 +60,7 @@ impl Watch for Silent {
 
 #[test]
 fn every_end_of_a_real_guest_has_its_outcome() {
-    let facts = LinuxFacts::collect();
+    let facts = FactsTable::collect();
     if let Err(why) = facts.kvm() {
         let required = std::env::var(VARIABLE).unwrap_or_default();
         assert!(
@@ -94,16 +94,15 @@ fn every_end_of_a_real_guest_has_its_outcome() {
     let cases: Vec<Case> = TABLE.iter().enumerate().map(case).collect();
     let setup = Setup {
         vmm,
-        runs: runs.path().into(),
         catalog: &catalog,
         facts: &facts,
-        require: Require::default(),
         jobs: facts.cpus(),
         grace: runner::GRACE,
-        fail_fast: false,
+        slowness: 1.0,
         cancel: &cancel,
     };
-    let run = runner::run(&cases, &setup, &mut Silent);
+    let collector = Collector { runs: runs.path().into(), require: Require::default() };
+    let run = runner::run(&cases, &setup, &collector, false, &mut Silent);
     let mut wrong = Vec::new();
     for ((test, more, outcome, reason), got) in TABLE.iter().zip(&run.results) {
         let fits = got.verdict.outcome == *outcome && got.verdict.reason.contains(reason);

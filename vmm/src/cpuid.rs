@@ -15,6 +15,8 @@ pub use table::{feature, features, nearest};
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// One of the four registers that CPUID answers in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Reg {
@@ -71,7 +73,7 @@ impl fmt::Display for Feature {
 }
 
 /// One answer of CPUID.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Leaf {
     /// The leaf (EAX of the request).
     pub leaf: u32,
@@ -126,7 +128,7 @@ const HYPERVISOR: u32 = 0x4000_0000;
 const RANGE: u32 = 0xffff_0000;
 
 /// All that CPUID answers on one processor.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cpuid(pub Vec<Leaf>);
 
 impl Cpuid {

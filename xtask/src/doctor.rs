@@ -2,9 +2,8 @@
 
 use std::process::{Command, ExitCode};
 
-use testcases::caps;
-use testcases::facts::{HostFacts, KvmFlavour};
-use testcases::linux::LinuxFacts;
+use testcases::facts::{Files, HostFacts, KvmFlavour};
+use testcases::facts_table::FactsTable;
 
 use crate::flags;
 use crate::support::Outcome;
@@ -95,7 +94,7 @@ const PROGRAMS: &[(&str, &[&str], &str)] = &[
 
 /// Runs the command.
 pub fn run(_: &flags::Doctor) -> Outcome {
-    let facts = LinuxFacts::collect();
+    let facts = FactsTable::collect();
     let mut advice = Vec::new();
     machine(&facts, &mut advice);
     programs(&mut advice);
@@ -143,9 +142,9 @@ fn wrap(words: &[&str], width: usize) -> Vec<String> {
     lines
 }
 
-fn machine(facts: &LinuxFacts, advice: &mut Vec<String>) {
-    let files = facts.files();
-    row("kernel", files.kernel());
+fn machine(facts: &FactsTable, advice: &mut Vec<String>) {
+    let files = Files::default();
+    row("kernel", &facts.kernel);
     let cpu = |key| files.cpuinfo(key).unwrap_or_else(|| "unknown".into());
     row("processor", format!("{} ({})", cpu("model name"), cpu("vendor_id")));
     let has = files.cpu_flags();
@@ -186,7 +185,7 @@ fn programs(advice: &mut Vec<String>) {
 }
 
 /// Tells about KVM; whether it can be used.
-fn kvm(facts: &LinuxFacts, advice: &mut Vec<String>) -> bool {
+fn kvm(facts: &FactsTable, advice: &mut Vec<String>) -> bool {
     let flavour = facts.flavour();
     row("kvm", flavour);
     match flavour {
@@ -209,24 +208,23 @@ fn kvm(facts: &LinuxFacts, advice: &mut Vec<String>) -> bool {
             row(&format!("  {module}"), format!("{param}={value}"));
         }
     }
-    let (host, cpuid) = match facts.host() {
-        Ok((host, cpuid)) => (host, cpuid),
+    let kvm = match &facts.kvm {
+        Ok(kvm) => kvm,
         Err(why) => {
             row("/dev/kvm", "cannot be used");
             advice.push(why.to_string());
             return false;
         }
     };
-    row("/dev/kvm", format!("usable, up to {} vCPUs in a VM", host.max_cpus()));
+    row("/dev/kvm", format!("usable, up to {} vCPUs in a VM", kvm.max_cpus));
     let (mut yes, mut no) = (Vec::new(), Vec::new());
     for cap in CAPS {
-        let known = caps::number(cap).map(|number| host.check_extension(number) > 0);
-        if known == Some(true) { &mut yes } else { &mut no }.push(*cap);
+        if kvm.cap(cap) > 0 { &mut yes } else { &mut no }.push(*cap);
     }
     words("  can", &yes);
     words("  cannot", &no);
     let shown: Vec<&str> =
-        vmm::cpuid::features().filter(|f| cpuid.has(f)).map(|feature| feature.name).collect();
+        vmm::cpuid::features().filter(|f| kvm.cpuid.has(f)).map(|feature| feature.name).collect();
     words("  cpuid", &shown);
     true
 }
@@ -238,7 +236,7 @@ mod tests {
     #[test]
     fn every_capability_asked_for_is_known() {
         for cap in CAPS {
-            assert!(caps::number(cap).is_some(), "{cap}");
+            assert!(testcases::caps::number(cap).is_some(), "{cap}");
         }
     }
 

@@ -8,11 +8,11 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use testcases::case::Case;
 use testcases::facts::HostFacts;
-use testcases::linux::LinuxFacts;
+use testcases::facts_table::FactsTable;
 use testcases::load;
 use testcases::program;
 use testcases::report::{HostInfo, json, junit, text};
-use testcases::runner::{self, CaseResult, RunResult, Setup, Watch};
+use testcases::runner::{self, CaseResult, Collector, RunResult, Setup, Watch};
 use testcases::select::select;
 
 use crate::flags;
@@ -24,7 +24,7 @@ pub fn run(flags: &flags::Test) -> Outcome {
     let require = support::required(&flags.require)?;
     let root = support::root();
     let dir = root.join("testcases/cases");
-    let facts = LinuxFacts::collect();
+    let facts = FactsTable::collect();
     let cases = load::load(&dir).map_err(|e| Failure::input(format!("bad cases:\n{e}")))?;
     // A wrong filter is told before anything is built.
     let chosen = select(&cases, &flags.filters, flags.exact).map_err(Failure::input)?;
@@ -43,20 +43,19 @@ pub fn run(flags: &flags::Test) -> Outcome {
     let vmm = program::build_vmm(&root, &support::cargo(), &cancel).map_err(Failure::bad)?;
     let setup = Setup {
         vmm,
-        runs: root.join("target/test-runs"),
         catalog: &catalog,
         facts: &facts,
-        require,
         // A case waits for about as long as it computes: for its timers, and for KVM to take a VM apart.
         jobs: flags.jobs.map_or_else(|| 2 * facts.cpus(), usize::from),
         grace: runner::GRACE,
-        fail_fast: flags.fail_fast,
+        slowness: 1.0,
         cancel: &cancel,
     };
+    let collector = Collector { runs: root.join("target/test-runs"), require };
     let mut progress = Progress::new(chosen.len());
-    let result = runner::run(&chosen, &setup, &mut progress);
+    let result = runner::run(&chosen, &setup, &collector, flags.fail_fast, &mut progress);
     progress.bar.finish_and_clear();
-    let host = HostInfo::collect(facts.files(), &facts);
+    let host = HostInfo::from(&facts);
     // The summary first: a report that cannot be written must not cost what came of the run.
     print!("\n{}", text::summary(&result));
     write_reports(flags, &result, &host)?;

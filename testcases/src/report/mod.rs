@@ -4,7 +4,7 @@ pub mod json;
 pub mod junit;
 pub mod text;
 
-use crate::facts::{Files, HostFacts};
+use crate::facts_table::FactsTable;
 
 /// The machine a run took place on, as reports name it.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -21,15 +21,14 @@ pub struct HostInfo {
     pub memory_mib: u64,
 }
 
-impl HostInfo {
-    /// Collects it.
-    pub fn collect(files: &Files, facts: &dyn HostFacts) -> HostInfo {
+impl From<&FactsTable> for HostInfo {
+    fn from(facts: &FactsTable) -> HostInfo {
         HostInfo {
-            kernel: files.kernel(),
-            cpu: files.cpuinfo("model name").unwrap_or_else(|| "unknown".into()),
-            kvm: facts.flavour().to_string(),
-            cpus: facts.cpus(),
-            memory_mib: facts.memory() >> 20,
+            kernel: facts.kernel.clone(),
+            cpu: facts.cpu.clone(),
+            kvm: facts.flavour.to_string(),
+            cpus: facts.cpus,
+            memory_mib: facts.memory >> 20,
         }
     }
 }
