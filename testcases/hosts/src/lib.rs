@@ -5,5 +5,9 @@
 //! same runner as everywhere, and reports through the debug console port 0xE9.
 
 pub mod bochs;
+pub mod compression;
+pub mod cpio;
+pub mod kernel;
+pub mod modules;
 pub mod pieces;
 pub mod qemu;
