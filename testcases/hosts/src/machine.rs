@@ -1,0 +1,485 @@
+//! An emulated host that is ready to boot: everything it is made of, and what it shall look like.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::str::FromStr;
+use std::sync::atomic::AtomicBool;
+
+use sha2::{Digest, Sha256};
+use tempfile::TempDir;
+use testcases::facts_table::FactsTable;
+use testcases::job::{self, Job, Task};
+use testcases::wire::{Envelope, Message, PROTOCOL};
+use thiserror::Error;
+
+use crate::bochs::{self, BochsError, KernelImage};
+use crate::cpio::{Archive, CpioError};
+use crate::kernel::{self, KernelError};
+use crate::modules::Module;
+use crate::pieces::{BochsFirmware, Kernel, Program};
+use crate::plan::Params;
+use crate::qemu::{self, QemuError};
+use crate::session::{self, Ending, Session};
+
+/// Which emulated host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Name {
+    /// kvm-amd, on QEMU's TCG.
+    Amd,
+    /// kvm-intel, on Bochs.
+    Intel,
+}
+
+impl Name {
+    /// All of them.
+    pub const ALL: [Name; 2] = [Name::Amd, Name::Intel];
+
+    /// The word for it on command lines and in reports.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Name::Amd => "amd",
+            Name::Intel => "intel",
+        }
+    }
+
+    /// The module that makes it a KVM host; the others are those it depends on.
+    pub const fn module(self) -> &'static str {
+        match self {
+            Name::Amd => "kvm-amd",
+            Name::Intel => "kvm-intel",
+        }
+    }
+
+    /// What it is, for people.
+    pub const fn about(self) -> &'static str {
+        match self {
+            Name::Amd => "kvm-amd on a machine that QEMU's TCG emulates",
+            Name::Intel => "kvm-intel on a machine that Bochs emulates",
+        }
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
+    }
+}
+
+impl FromStr for Name {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Name, String> {
+        let all = Name::ALL.map(Name::word).join(", ");
+        let found = Name::ALL.into_iter().find(|name| name.word() == text);
+        found.ok_or_else(|| format!("no emulated host is called `{text}`: there are {all}"))
+    }
+}
+
+/// What executes the machine's instructions, with what it takes.
+#[derive(Clone, Debug)]
+pub enum Emulator {
+    /// QEMU.
+    Qemu(Program),
+    /// Bochs with its firmware.
+    Bochs(Program, BochsFirmware),
+}
+
+impl Emulator {
+    /// The program.
+    pub fn program(&self) -> &Program {
+        match self {
+            Emulator::Qemu(program) | Emulator::Bochs(program, _) => program,
+        }
+    }
+
+    /// Its name, for people.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Emulator::Qemu(_) => "QEMU",
+            Emulator::Bochs(..) => "Bochs",
+        }
+    }
+
+    /// The agent's word for it on the kernel's command line.
+    fn word(&self) -> &'static str {
+        match self {
+            Emulator::Qemu(_) => "tcg",
+            Emulator::Bochs(..) => "bochs",
+        }
+    }
+}
+
+/// An emulated host that is ready to boot.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// Which one.
+    pub name: Name,
+    /// What executes its instructions.
+    pub emulator: Emulator,
+    /// Its kernel.
+    pub kernel: Kernel,
+    /// Its initramfs.
+    pub image: PathBuf,
+    /// The hash of the initramfs.
+    pub digest: String,
+    /// The modules in the initramfs, in the order they are loaded.
+    pub modules: Vec<Module>,
+    /// The directory for what is kept between runs, and for what a boot needs.
+    pub cache: PathBuf,
+    /// RAM in MiB.
+    pub memory: u32,
+    /// Processors.
+    pub cpus: u16,
+    /// How many vCPUs run side by side in it.
+    pub jobs: usize,
+    /// Whether two runs are to be equal: QEMU only, with one processor.
+    pub deterministic: bool,
+    /// More options of QEMU.
+    pub devices: Vec<String>,
+    /// More words for the kernel's command line.
+    pub command_line: Vec<String>,
+}
+
+/// Why a host did not do what it was to.
+#[derive(Debug, Error)]
+pub enum HostError {
+    /// A file or directory cannot be used.
+    #[error("cannot {what} {path}: {error}; is the disk full, or somebody else's?")]
+    File {
+        /// What was tried.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The error.
+        error: io::Error,
+    },
+    /// The kernel cannot be used.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// Bochs cannot be set up.
+    #[error(transparent)]
+    Bochs(#[from] BochsError),
+    /// QEMU cannot be set up.
+    #[error(transparent)]
+    Qemu(#[from] QemuError),
+    /// The job cannot be written down.
+    #[error("the job for host {0} cannot be written down: {1}")]
+    Job(Name, String),
+    /// It did not tell what it offers.
+    #[error("host {name} {what}\n{story}\n`cargo xtask host shell {name}` shows it")]
+    Failed {
+        /// The host.
+        name: Name,
+        /// What happened.
+        what: String,
+        /// Its console, and what its emulator says.
+        story: String,
+    },
+    /// The user wants to stop.
+    #[error("stopped before host {0} was done")]
+    Cancelled(Name),
+}
+
+impl From<CpioError> for HostError {
+    fn from(error: CpioError) -> HostError {
+        HostError::Job(Name::Amd, error.to_string())
+    }
+}
+
+/// A boot that is put together: the command that starts it, and its directory.
+pub struct Prepared {
+    /// The command.
+    pub command: Command,
+    /// Its directory, which goes away with this value.
+    pub dir: TempDir,
+}
+
+impl Machine {
+    /// The kernel's command line.
+    fn command_line(&self) -> String {
+        let mut words = vec![
+            // What a kernel says is wanted only when it says that something is wrong.
+            "console=ttyS0".to_string(),
+            "quiet".into(),
+            // A kernel that panics has no more to say.
+            "panic=-1".into(),
+            // The same kernel at the same place in each boot.
+            "nokaslr".into(),
+            // An emulator leaks nothing through its caches; what guards against it only costs.
+            "mitigations=off".into(),
+            "nopti".into(),
+            "audit=0".into(),
+            "apparmor=0".into(),
+            "selinux=0".into(),
+            // Nothing keeps time that is better than the TSC, and on a busy machine what compares
+            // it with others would distrust it.
+            "tsc=reliable".into(),
+            "no_timer_check".into(),
+            "cryptomgr.notests".into(),
+            "random.trust_cpu=on".into(),
+            format!("exitlab.processor={}", self.emulator.word()),
+        ];
+        if let Emulator::Bochs(..) = self.emulator {
+            // Its CPUID says 3.5 GHz, and its TSC counts instructions.
+            words.push(format!("tsc_early_khz={}", bochs::INSTRUCTIONS_PER_SECOND / 1000));
+        }
+        words.extend(self.command_line.iter().cloned());
+        words.join(" ")
+    }
+
+    /// Puts a boot together that does `task`.
+    ///
+    /// # Errors
+    ///
+    /// A file cannot be read or written, or the kernel is damaged.
+    pub fn prepare(
+        &self,
+        task: Task,
+        params: &Params,
+        interactive: Option<&Path>,
+    ) -> Result<Prepared, HostError> {
+        let boots = self.cache.join("boots");
+        let file = |what, path: &Path| {
+            let path = path.to_path_buf();
+            move |error| HostError::File { what, path, error }
+        };
+        fs::create_dir_all(&boots).map_err(file("make the directory", &boots))?;
+        let dir = tempfile::Builder::new()
+            .prefix(&format!("{}-", self.name))
+            .tempdir_in(&boots)
+            .map_err(file("make a directory in", &boots))?;
+        let modules = self.modules.iter().filter(|m| m.elf.is_some());
+        let modules = modules.map(|m| (m.name.clone(), params.of(&m.name))).collect();
+        let job = serde_json::to_vec(&Job { modules, task })
+            .map_err(|e| HostError::Job(self.name, e.to_string()))?;
+        let mut archive = Archive::default();
+        archive.file(job::PATH.trim_start_matches('/'), 0o644, job)?;
+        let job = archive.to_bytes();
+        let command_line = self.command_line();
+        let command = match &self.emulator {
+            Emulator::Qemu(program) => qemu::command(
+                program,
+                &qemu::Boot {
+                    dir: dir.path(),
+                    kernel: &self.kernel.image,
+                    initrd: &self.image,
+                    job: &job,
+                    command_line: &command_line,
+                    memory: self.memory,
+                    cpus: self.cpus,
+                    deterministic: self.deterministic,
+                    devices: &self.devices,
+                    interactive: interactive.is_some(),
+                },
+            )?,
+            Emulator::Bochs(program, firmware) => {
+                let kernel = self.vmlinux()?;
+                let name = self.kernel.image.display().to_string();
+                let flat = kernel::flat(&name, &kernel)?;
+                let initrd = fs::read(&self.image).map_err(file("read", &self.image))?;
+                let kernel = KernelImage {
+                    address: flat.address,
+                    bytes: &flat.bytes,
+                    entry: flat.pvh_entry,
+                };
+                bochs::command(
+                    program,
+                    firmware,
+                    &bochs::Boot {
+                        dir: dir.path(),
+                        kernel,
+                        initrd: &initrd,
+                        job: &job,
+                        command_line: &command_line,
+                        memory: self.memory,
+                        console: interactive,
+                    },
+                )?
+            }
+        };
+        Ok(Prepared { command, dir })
+    }
+
+    /// The uncompressed kernel, kept between runs.
+    fn vmlinux(&self) -> Result<Vec<u8>, HostError> {
+        let (path, bytes) = (&self.kernel.image, self.bzimage()?);
+        let kept = self.cache.join(format!("vmlinux-{}", hash(&[&bytes])));
+        if let Ok(vmlinux) = fs::read(&kept) {
+            return Ok(vmlinux);
+        }
+        let vmlinux = kernel::vmlinux(&path.display().to_string(), &bytes)?;
+        write_whole(&kept, &vmlinux)?;
+        Ok(vmlinux)
+    }
+
+    fn bzimage(&self) -> Result<Vec<u8>, HostError> {
+        let path = &self.kernel.image;
+        fs::read(path).map_err(|error| HostError::File { what: "read", path: path.clone(), error })
+    }
+
+    /// Boots it for `task`, and runs it to its end. What a boot that did not end well wrote stays in
+    /// its directory, which the session's story names.
+    ///
+    /// # Errors
+    ///
+    /// It could not be put together; what becomes of it after that is the session's.
+    pub fn boot(
+        &self,
+        task: Task,
+        params: &Params,
+        cancel: &[&AtomicBool],
+        each: &mut dyn FnMut(Envelope) -> ControlFlow<String>,
+    ) -> Result<Session, HostError> {
+        let mut prepared = self.prepare(task, params, None)?;
+        let (console, log) =
+            (prepared.dir.path().join(bochs::CONSOLE), prepared.dir.path().join(bochs::LOG));
+        let mut troubles = Vec::new();
+        let mut session =
+            session::run(&mut prepared.command, &console, &log, cancel, &mut |envelope| {
+                match &envelope.message {
+                    Message::Hello(hello) if hello.protocol != PROTOCOL => {
+                        return ControlFlow::Break(format!(
+                            "its agent speaks protocol {}, not {PROTOCOL}: `cargo xtask host \
+                             setup` makes a new image",
+                            hello.protocol
+                        ));
+                    }
+                    Message::Trouble(text) => troubles.push(text.clone()),
+                    _ => {}
+                }
+                each(envelope)
+            });
+        if !troubles.is_empty() {
+            let lines = troubles.iter().flat_map(|text| text.lines()).map(|l| format!("  | {l}"));
+            session.story.splice(0..0, ["its agent says:".to_string()].into_iter().chain(lines));
+        }
+        if !matches!(session.ending, Ending::Done(_) | Ending::Cancelled) {
+            let kept = prepared.dir.keep();
+            session.story.push(format!("its files are kept in {}", kept.display()));
+        }
+        Ok(session)
+    }
+
+    /// What the host offers when it is started with these parameters: asked once, and kept as long
+    /// as nothing that it is made of changes.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be booted, or does not tell.
+    pub fn facts(&self, params: &Params, cancel: &[&AtomicBool]) -> Result<FactsTable, HostError> {
+        let path = self.facts_path(params)?;
+        let kept = fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok());
+        if let Some(facts) = kept {
+            return Ok(facts);
+        }
+        let mut told = None;
+        let session = self.boot(Task::Facts, params, cancel, &mut |envelope| {
+            if let Message::Facts(facts) = envelope.message {
+                told = Some(*facts);
+            }
+            ControlFlow::Continue(())
+        })?;
+        let facts = match (session.ending.clone(), told) {
+            (Ending::Cancelled, _) => return Err(HostError::Cancelled(self.name)),
+            (Ending::Done(_), Some(facts)) => facts,
+            (ending, _) => return Err(self.failed(&ending, &session)),
+        };
+        if let Err(why) = &facts.kvm {
+            let what = format!("has no usable KVM: {why}");
+            return Err(HostError::Failed {
+                name: self.name,
+                what,
+                story: session.story.join("\n"),
+            });
+        }
+        self.keep_facts(params, &facts)?;
+        Ok(facts)
+    }
+
+    /// Keeps what the host told of itself.
+    fn keep_facts(&self, params: &Params, facts: &FactsTable) -> Result<(), HostError> {
+        let text = serde_json::to_vec_pretty(facts)
+            .map_err(|e| HostError::Job(self.name, e.to_string()))?;
+        write_whole(&self.facts_path(params)?, &text)
+    }
+
+    fn facts_path(&self, params: &Params) -> Result<PathBuf, HostError> {
+        let program = self.emulator.program();
+        let key = hash(&[
+            &self.bzimage()?,
+            self.digest.as_bytes(),
+            program.path.as_os_str().as_encoded_bytes(),
+            program.version.as_bytes(),
+            self.command_line().as_bytes(),
+            format!("{} {} {}", self.memory, self.cpus, self.deterministic).as_bytes(),
+            self.devices.join(" ").as_bytes(),
+            params.show().as_bytes(),
+        ]);
+        Ok(self.cache.join("facts").join(format!("{}-{key}.json", self.name)))
+    }
+
+    /// The error for a session that did not do what it was to.
+    pub fn failed(&self, ending: &Ending, session: &Session) -> HostError {
+        let what = match ending {
+            Ending::Done(status) => format!("gave up, with status {status}"),
+            Ending::Died(how) => format!("died: {how}"),
+            Ending::Hung(how) => format!("was stopped: {how}"),
+            Ending::Cancelled => return HostError::Cancelled(self.name),
+        };
+        HostError::Failed { name: self.name, what, story: session.story.join("\n") }
+    }
+}
+
+/// The SHA-256 of parts, each told from the next, in hexadecimal digits; the first half of it.
+fn hash(parts: &[&[u8]]) -> String {
+    let mut hasher = Sha256::new();
+    for part in parts {
+        hasher.update((part.len() as u64).to_le_bytes());
+        hasher.update(part);
+    }
+    hasher.finalize()[..16].iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Writes a file so that it is there whole or not at all.
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), HostError> {
+    let write = || -> io::Result<()> {
+        let dir = path.parent().unwrap_or(Path::new("."));
+        fs::create_dir_all(dir)?;
+        let file = tempfile::NamedTempFile::new_in(dir)?;
+        fs::write(file.path(), bytes)?;
+        file.persist(path).map_err(|e| e.error)?;
+        Ok(())
+    };
+    write().map_err(|error| HostError::File { what: "write", path: path.into(), error })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_found_by_its_word() {
+        for name in Name::ALL {
+            assert_eq!(name.word().parse(), Ok(name));
+        }
+        let error = "arm".parse::<Name>().unwrap_err();
+        assert!(error.contains("`arm`") && error.contains("amd, intel"), "{error}");
+    }
+
+    #[test]
+    fn parts_are_told_apart_and_files_are_whole() {
+        assert_ne!(hash(&[b"ab", b"c"]), hash(&[b"a", b"bc"]));
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("a/b");
+        write_whole(&path, b"x").expect("a file");
+        write_whole(&path, b"y").expect("a file");
+        assert_eq!(fs::read(&path).expect("a file"), b"y");
+        assert_eq!(fs::read_dir(dir.path().join("a")).expect("a directory").count(), 1);
+        let error = write_whole(&path.join("c"), b"z").unwrap_err().to_string();
+        assert!(error.contains("a/b/c"), "{error}");
+    }
+}

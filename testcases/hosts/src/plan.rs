@@ -1,0 +1,157 @@
+//! Which cases go into which boot of an emulated host.
+//!
+//! A module's parameters are fixed when it is loaded, so cases that need other ones need another boot.
+//! Cases with equal needs share boots; when there are many, several machines run side by side, each
+//! with a part of them of about the same length.
+
+use std::collections::BTreeMap;
+
+use testcases::case::Case;
+use testcases::facts_table::FactsTable;
+use testcases::need::Need;
+
+/// Module parameters: values by module (with `_`) and name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Params(pub BTreeMap<(String, String), String>);
+
+impl Params {
+    /// The parameters of one module as they are given to it: `name=value name=value`.
+    pub fn of(&self, module: &str) -> String {
+        let plain = module.replace('-', "_");
+        let words = self.0.iter().filter(|((m, _), _)| *m == plain);
+        words.map(|((_, name), value)| format!("{name}={value}")).collect::<Vec<_>>().join(" ")
+    }
+
+    /// As a person writes them, `module.name=value` each; empty if there are none.
+    pub fn show(&self) -> String {
+        let words = self.0.iter().map(|((module, name), value)| format!("{module}.{name}={value}"));
+        words.collect::<Vec<_>>().join(" ")
+    }
+}
+
+/// The parameters that a case's boot must have: those given by the user, and those that it needs and
+/// that a host started with `user` does not have already (as `facts` tell). A parameter that the
+/// host's modules lack is left to the check of needs, as is one that the user set to another value.
+pub fn params(case: &Case, user: &Params, facts: &FactsTable) -> Params {
+    let mut params = user.clone();
+    for need in &case.spec.needs {
+        let Need::Module { module, param, value } = need else { continue };
+        let has = facts.params.get(module).and_then(|m| m.get(param));
+        let key = (module.clone(), param.clone());
+        if has.is_some_and(|has| has != value) && !user.0.contains_key(&key) {
+            params.0.insert(key, value.clone());
+        }
+    }
+    params
+}
+
+/// Groups cases, by index, by the parameters their boots must have; the user's own come first.
+pub fn groups(cases: &[Case], user: &Params, facts: &FactsTable) -> Vec<(Params, Vec<usize>)> {
+    let mut groups: BTreeMap<Params, Vec<usize>> = BTreeMap::new();
+    for (index, case) in cases.iter().enumerate() {
+        groups.entry(params(case, user, facts)).or_default().push(index);
+    }
+    let mut groups: Vec<_> = groups.into_iter().collect();
+    groups.sort_by_key(|(params, _)| params != user);
+    groups
+}
+
+/// Divides things of these weights into at most `parts` parts of about the same weight; a part is not
+/// made for less than `least`. Returns the indexes in each, heaviest first.
+pub fn divide(weights: &[u64], parts: usize, least: u64) -> Vec<Vec<usize>> {
+    let total: u64 = weights.iter().sum();
+    let most = usize::try_from(total / least.max(1)).unwrap_or(usize::MAX).clamp(1, parts.max(1));
+    let mut order: Vec<usize> = (0..weights.len()).collect();
+    order.sort_by_key(|&index| (std::cmp::Reverse(weights[index]), index));
+    let mut bins: Vec<(u64, Vec<usize>)> = vec![(0, vec![]); most];
+    for index in order {
+        let bin = bins.iter_mut().min_by_key(|(weight, _)| *weight).expect("one at least");
+        bin.0 += weights[index];
+        bin.1.push(index);
+    }
+    bins.into_iter().map(|(_, indexes)| indexes).filter(|indexes| !indexes.is_empty()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use testcases::case::CaseId;
+    use testcases::facts::{KvmFlavour, Processor};
+
+    use super::*;
+
+    fn case(needs: &[&str]) -> Case {
+        let text = format!("about = \"x\"\npayload = \"a::t\"\nneeds = {needs:?}\n");
+        let id = CaseId { area: "a".into(), name: "n".into(), variant: None };
+        Case { id, file: "n.toml".into(), spec: toml::from_str(&text).expect("a case") }
+    }
+
+    fn facts() -> FactsTable {
+        let param = |name: &str, value: &str| (name.to_string(), value.to_string());
+        FactsTable {
+            kernel: "6.1".into(),
+            cpu: "x".into(),
+            processor: Processor::Tcg,
+            flavour: KvmFlavour::Amd,
+            kvm: Err("no matter".into()),
+            params: BTreeMap::from([
+                ("kvm".into(), BTreeMap::from([param("ignore_msrs", "N"), param("x", "0")])),
+                ("kvm_amd".into(), BTreeMap::from([param("npt", "Y")])),
+            ]),
+            cpus: 2,
+            memory: 1 << 30,
+            free_hugepages: BTreeMap::new(),
+        }
+    }
+
+    fn given(words: &[(&str, &str, &str)]) -> Params {
+        let entry = |&(m, p, v): &(&str, &str, &str)| ((m.to_string(), p.to_string()), v.into());
+        Params(words.iter().map(entry).collect())
+    }
+
+    #[test]
+    fn cases_share_a_boot_unless_they_need_another_value() {
+        let cases = [
+            case(&["module:kvm.ignore_msrs=N"]),
+            case(&["module:kvm_amd.npt=N"]),
+            case(&[]),
+            case(&["module:kvm_amd.npt=N", "cpuid:svm"]),
+            case(&["module:kvm_intel.ept=N"]),
+        ];
+        let groups = groups(&cases, &Params::default(), &facts());
+        let npt = given(&[("kvm_amd", "npt", "N")]);
+        assert_eq!(groups, [(Params::default(), vec![0, 2, 4]), (npt.clone(), vec![1, 3])]);
+        assert_eq!((npt.of("kvm-amd"), npt.of("kvm")), ("npt=N".to_string(), String::new()));
+        assert_eq!(npt.show(), "kvm_amd.npt=N");
+    }
+
+    #[test]
+    fn what_the_user_gives_is_not_overruled() {
+        let user = given(&[("kvm_amd", "npt", "Y"), ("kvm", "x", "1")]);
+        let cases = [case(&["module:kvm_amd.npt=N"]), case(&["module:kvm.ignore_msrs=Y"])];
+        let groups = groups(&cases, &user, &facts());
+        assert_eq!(groups[0], (user.clone(), vec![0]));
+        assert_eq!(groups[1].0.of("kvm"), "ignore_msrs=Y x=1");
+    }
+
+    proptest! {
+        #[test]
+        fn each_thing_is_in_one_part_and_parts_are_even(
+            weights in prop::collection::vec(1..1000_u64, 0..60),
+            parts in 1..5_usize,
+            least in 0..3000_u64,
+        ) {
+            let divided = divide(&weights, parts, least);
+            prop_assert!(divided.len() <= parts);
+            let mut all: Vec<_> = divided.concat();
+            all.sort();
+            prop_assert_eq!(all, (0..weights.len()).collect::<Vec<_>>());
+            let sums: Vec<u64> =
+                divided.iter().map(|part| part.iter().map(|&i| weights[i]).sum()).collect();
+            let heaviest = weights.iter().max().copied().unwrap_or(0);
+            if let (Some(most), Some(fewest)) = (sums.iter().max(), sums.iter().min()) {
+                prop_assert!(most - fewest <= heaviest, "{sums:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! Runs cases on an emulated host: in as few boots as their needs allow, side by side, with a second
+//! try for those that a dying host left over.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fs;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Sender};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use testcases::case::Case;
+use testcases::job::Task;
+use testcases::runner::{self, CaseReport, CaseResult, Collector, Log, RunResult, Watch};
+use testcases::verdict::{Outcome, Verdict};
+use testcases::wire::Message;
+
+use crate::machine::{HostError, Machine, write_whole};
+use crate::plan::{self, Params};
+use crate::session::{Ending, Session};
+
+/// What a case is taken to last if it never ran: a case that says it is slow, and another one.
+const UNKNOWN: (Duration, Duration) = (Duration::from_secs(10), Duration::from_millis(500));
+
+/// A boot is not made for less work than this, in the host's time: booting has a price, too.
+const LEAST: Duration = Duration::from_secs(20);
+
+/// How a run goes.
+pub struct Setup<'a> {
+    /// The user's module parameters.
+    pub params: &'a Params,
+    /// How many machines run side by side; 1 at least.
+    pub machines: usize,
+    /// Makes results of reports.
+    pub collector: &'a Collector,
+    /// Whether the first fail or error stops the run.
+    pub fail_fast: bool,
+    /// Becomes true when the run is to stop at once.
+    pub cancel: &'a AtomicBool,
+}
+
+/// A boot that is to be.
+#[derive(Clone, Debug)]
+struct Boot {
+    params: Params,
+    /// The cases, by index.
+    cases: Vec<usize>,
+    /// Whether it is for what an earlier one left over.
+    again: bool,
+}
+
+/// What happens in a boot, told to the thread that collects.
+enum Event {
+    Started(usize),
+    Ended(usize, Box<CaseReport>),
+    Over(Box<Left>),
+}
+
+/// What a boot left over.
+struct Left {
+    boot: Boot,
+    /// Cases that were running when it ended.
+    running: Vec<usize>,
+    /// Cases that were not started.
+    waiting: Vec<usize>,
+    end: Result<(Ending, Session), HostError>,
+}
+
+/// Runs the cases on the machine, and returns what came out of each.
+///
+/// # Errors
+///
+/// The host cannot be booted at all. That it dies later is told by the results.
+pub fn run(
+    machine: &Machine,
+    cases: &[Case],
+    setup: &Setup<'_>,
+    watch: &mut dyn Watch,
+) -> Result<RunResult, HostError> {
+    let (started, start) = (SystemTime::now(), Instant::now());
+    let facts = machine.facts(setup.params, &[setup.cancel])?;
+    let mut results: Vec<Option<CaseResult>> = cases.iter().map(|_| None).collect();
+    let mut durations = Durations::read(machine);
+    let mut boots = VecDeque::new();
+    let mut stop_now = false;
+    for (params, group) in plan::groups(cases, setup.params, &facts) {
+        let facts = machine.facts(&params, &[setup.cancel])?;
+        let chosen: Vec<Case> = group.iter().map(|&index| cases[index].clone()).collect();
+        let (runnable, others) = runner::sort_out(&chosen, &facts);
+        for (at, report) in others {
+            let result = setup.collector.collect(&cases[group[at]], report);
+            watch.ended(&result);
+            stop_now |= setup.fail_fast && result.verdict.outcome.is_bad();
+            results[group[at]] = Some(result);
+        }
+        let weights: Vec<u64> = runnable.iter().map(|&at| durations.of(&chosen[at])).collect();
+        let least = LEAST.as_millis() as u64;
+        for part in plan::divide(&weights, setup.machines, least) {
+            let cases = part.iter().map(|&i| group[runnable[i]]).collect::<Vec<_>>();
+            if !cases.is_empty() {
+                boots.push_back(Boot { params: params.clone(), cases, again: false });
+            }
+        }
+    }
+    let stop = AtomicBool::new(stop_now);
+    thread::scope(|scope| {
+        let (sender, receiver) = mpsc::channel();
+        let (mut going, mut broken) = (0, None);
+        loop {
+            let stopped = stop.load(Ordering::Relaxed) || setup.cancel.load(Ordering::Relaxed);
+            while going < setup.machines.max(1) && !stopped {
+                let Some(boot) = boots.pop_front() else { break };
+                going += 1;
+                let (sender, stop) = (sender.clone(), &stop);
+                scope.spawn(move || {
+                    let left = run_boot(machine, cases, boot, &[setup.cancel, stop], &sender);
+                    // The receiver outlives every sender.
+                    let _ = sender.send(Event::Over(Box::new(left)));
+                });
+            }
+            if going == 0 {
+                break;
+            }
+            let mut collect = |index: usize, report: CaseReport| {
+                durations.learn(&cases[index], report.duration);
+                let result = setup.collector.collect(&cases[index], report);
+                watch.ended(&result);
+                if setup.fail_fast && result.verdict.outcome.is_bad() {
+                    stop.store(true, Ordering::Relaxed);
+                }
+                results[index] = Some(result);
+            };
+            match receiver.recv() {
+                Err(_) => break,
+                Ok(Event::Started(index)) => watch.started(&cases[index]),
+                Ok(Event::Ended(index, report)) => collect(index, *report),
+                Ok(Event::Over(left)) => {
+                    going -= 1;
+                    match settle(machine, *left) {
+                        Err(error) => {
+                            stop.store(true, Ordering::Relaxed);
+                            broken.get_or_insert(error);
+                        }
+                        Ok((reports, again)) => {
+                            reports.into_iter().for_each(|(index, report)| collect(index, report));
+                            boots.extend(again);
+                        }
+                    }
+                }
+            }
+        }
+        match broken {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    })?;
+    durations.keep()?;
+    let not_run = cases.iter().zip(&results).filter(|(_, result)| result.is_none());
+    Ok(RunResult {
+        started,
+        duration: start.elapsed(),
+        not_run: not_run.map(|(case, _)| case.id.clone()).collect(),
+        results: results.into_iter().flatten().collect(),
+    })
+}
+
+/// Boots the machine with some of the cases, and tells what comes of them.
+fn run_boot(
+    machine: &Machine,
+    cases: &[Case],
+    boot: Boot,
+    cancel: &[&AtomicBool],
+    sender: &Sender<Event>,
+) -> Left {
+    // The index that the machine knows a case by, and ours.
+    let named = boot.cases.iter().map(|&index| (index as u32, cases[index].id.to_string()));
+    let task = Task::Cases { cases: named.collect(), jobs: machine.jobs };
+    let mut waiting = boot.cases.clone();
+    let mut running: Vec<usize> = Vec::new();
+    let end = machine.boot(task, &boot.params, cancel, &mut |envelope| {
+        // The receiver outlives every sender.
+        match envelope.message {
+            Message::Started { index } => {
+                let index = index as usize;
+                if let Some(at) = waiting.iter().position(|&i| i == index) {
+                    waiting.remove(at);
+                    running.push(index);
+                    let _ = sender.send(Event::Started(index));
+                }
+            }
+            Message::Ended { index, report } => {
+                let index = index as usize;
+                let known = running.iter().position(|&i| i == index).map(|at| running.remove(at));
+                // Whether its start was told or lost: what came of it counts.
+                let lost = waiting.iter().position(|&i| i == index).map(|at| waiting.remove(at));
+                if known.or(lost).is_some() {
+                    let _ = sender.send(Event::Ended(index, report));
+                }
+            }
+            _ => {}
+        }
+        ControlFlow::Continue(())
+    });
+    Left { boot, running, waiting, end: end.map(|session| (session.ending.clone(), session)) }
+}
+
+/// What becomes of the cases that a boot left over: an error for those that were running, a second
+/// boot for the others; but only one.
+type Settled = (Vec<(usize, CaseReport)>, Option<Boot>);
+
+fn settle(machine: &Machine, left: Left) -> Result<Settled, HostError> {
+    let Left { boot, running, waiting, end } = left;
+    let (ending, session) = end?;
+    if ending == Ending::Cancelled || running.is_empty() && waiting.is_empty() {
+        return Ok((vec![], None));
+    }
+    let what = match &ending {
+        Ending::Done(status) => format!("ended without a word about it, with status {status}"),
+        Ending::Died(how) => format!("died: {how}"),
+        Ending::Hung(how) => format!("was stopped: {how}"),
+        Ending::Cancelled => "was cancelled".into(),
+    };
+    let error = |when: &str| {
+        let reason = format!("host {} {what} {when}", machine.name);
+        let story = session.story.join("\n").into_bytes();
+        CaseReport {
+            stderr: Log { total: story.len() as u64, kept: story },
+            ..CaseReport::unrun(Verdict::new(Outcome::Error, reason))
+        }
+    };
+    let mut reports: Vec<_> =
+        running.iter().map(|&index| (index, error("while the case ran"))).collect();
+    if boot.again || ending == Ending::Done(0) {
+        let when = if boot.again { "before the case began, for the second time" } else { "" };
+        reports.extend(waiting.iter().map(|&index| (index, error(when))));
+        return Ok((reports, None));
+    }
+    let again = (!waiting.is_empty()).then_some(Boot { cases: waiting, again: true, ..boot });
+    Ok((reports, again))
+}
+
+/// How long cases took on this host when they last ran: what boots are divided by.
+struct Durations {
+    path: PathBuf,
+    /// Milliseconds of the host's time, by the case's id.
+    known: BTreeMap<String, u64>,
+}
+
+impl Durations {
+    /// Reads what is known; nothing, if that cannot be read.
+    fn read(machine: &Machine) -> Durations {
+        let path = machine.cache.join(format!("durations-{}.json", machine.name));
+        let text = fs::read(&path).unwrap_or_default();
+        Durations { path, known: serde_json::from_slice(&text).unwrap_or_default() }
+    }
+
+    fn of(&self, case: &Case) -> u64 {
+        let slow = case.spec.tags.iter().any(|tag| tag.0 == "slow");
+        let guess = if slow { UNKNOWN.0 } else { UNKNOWN.1 };
+        let known = self.known.get(&case.id.to_string()).copied();
+        known.unwrap_or(guess.as_millis() as u64).max(1)
+    }
+
+    fn learn(&mut self, case: &Case, took: Duration) {
+        if !took.is_zero() {
+            let took = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+            self.known.insert(case.id.to_string(), took);
+        }
+    }
+
+    fn keep(&self) -> Result<(), HostError> {
+        let text = serde_json::to_vec_pretty(&self.known).unwrap_or_default();
+        write_whole(&self.path, &text)
+    }
+}
