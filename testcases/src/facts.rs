@@ -149,7 +149,7 @@ impl Files {
 
     /// What executes instructions here. The kernel's command line outweighs the processor's name.
     pub fn processor(&self) -> Processor {
-        let cmdline = self.read("proc/cmdline").unwrap_or_default();
+        let cmdline = self.cmdline();
         let said = cmdline.split_whitespace().rev().find_map(|w| w.strip_prefix(Processor::WORD));
         let known = [Processor::Hardware, Processor::Tcg, Processor::Bochs];
         let named = || {
@@ -194,6 +194,11 @@ impl Files {
     /// The kernel's release, as `uname -r` prints it.
     pub fn kernel(&self) -> String {
         self.read("proc/sys/kernel/osrelease").unwrap_or_else(|| "unknown".into())
+    }
+
+    /// The kernel's command line; empty if it cannot be read.
+    pub fn cmdline(&self) -> String {
+        self.read("proc/cmdline").unwrap_or_default()
     }
 
     /// `MemTotal` in bytes; 0 if it cannot be read.

@@ -102,8 +102,7 @@ pub struct Hello {
 /// How fast guests run on a host.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Speed {
-    /// What the least guest took from the start of `vmm` to its end, by the host's clock; the best
-    /// of a few.
+    /// What the least guest took from the start of `vmm` to its end, by the host's clock.
     pub least: Duration,
     /// How many times slower than an ordinary machine that is; 1 at least.
     pub slowness: f64,

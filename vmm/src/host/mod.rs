@@ -1,7 +1,8 @@
-//! What touches the host: clocks, descriptors, terminals, signals.
+//! What touches the host: clocks, descriptors, terminals, signals, the debug console.
 
 pub mod clock;
 pub mod console;
+pub mod debug_console;
 pub mod events;
 pub mod memory;
 pub mod terminal;
