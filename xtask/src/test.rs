@@ -16,10 +16,11 @@ use testcases::runner::{self, CaseResult, Collector, RunResult, Setup, Watch};
 use testcases::select::select;
 
 use crate::flags;
-use crate::support::{self, Failure, Outcome};
+use crate::support::out::complain;
+use crate::support::{self, Failure, Out, Outcome};
 
 /// Runs the command.
-pub fn run(flags: &flags::Test) -> Outcome {
+pub fn run(flags: &flags::Test, out: &mut Out) -> Outcome {
     let flags::Host::Kvm = flags.host;
     let require = support::required(&flags.require)?;
     let root = support::root();
@@ -32,12 +33,14 @@ pub fn run(flags: &flags::Test) -> Outcome {
     load::check(&dir, &cases, &catalog, &facts)
         .map_err(|e| Failure::input(format!("bad cases:\n{e}")))?;
     if flags.list {
-        chosen.iter().for_each(|case| println!("{}: {}", case.id, case.spec.about.0));
-        println!("{} cases", chosen.len());
+        chosen.iter().for_each(|case| writeln!(out, "{}: {}", case.id, case.spec.about.0));
+        writeln!(out, "{} cases", chosen.len());
         return Ok(ExitCode::SUCCESS);
     }
     if let Err(why) = facts.kvm() {
-        eprintln!("\nwarning: NO GUEST WILL RUN: {why}\n`cargo xtask doctor` tells what to do\n");
+        complain(format_args!(
+            "\nwarning: NO GUEST WILL RUN: {why}\n`cargo xtask doctor` tells what to do\n"
+        ));
     }
     let cancel = support::cancel_flag()?;
     let vmm = program::build_vmm(&root, &support::cargo(), &cancel).map_err(Failure::bad)?;
@@ -52,12 +55,12 @@ pub fn run(flags: &flags::Test) -> Outcome {
         cancel: &cancel,
     };
     let collector = Collector { runs: root.join("target/test-runs"), require };
-    let mut progress = Progress::new(chosen.len());
+    let mut progress = Progress::new(chosen.len(), out);
     let result = runner::run(&chosen, &setup, &collector, flags.fail_fast, &mut progress);
     progress.bar.finish_and_clear();
     let host = HostInfo::from(&facts);
     // The summary first: a report that cannot be written must not cost what came of the run.
-    print!("\n{}", text::summary(&result));
+    write!(out, "\n{}", text::summary(&result));
     write_reports(flags, &result, &host)?;
     Ok(if result.is_good() { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }
@@ -78,19 +81,20 @@ fn write_reports(flags: &flags::Test, run: &RunResult, host: &HostInfo) -> Resul
 }
 
 /// Tells the course of a run: a line a case, and on a terminal a bar below that names what runs now.
-struct Progress {
+struct Progress<'a> {
+    out: &'a mut Out,
     bar: ProgressBar,
     running: Vec<String>,
 }
 
-impl Progress {
-    fn new(cases: usize) -> Progress {
+impl Progress<'_> {
+    fn new(cases: usize, out: &mut Out) -> Progress<'_> {
         // Where standard error is no terminal, the bar draws nothing.
         let bar = ProgressBar::with_draw_target(Some(cases as u64), ProgressDrawTarget::stderr());
         let style = ProgressStyle::with_template("[{elapsed}] {pos}/{len} {wide_msg}");
         bar.set_style(style.expect("the template is constant and right"));
         bar.enable_steady_tick(Duration::from_millis(500));
-        Progress { bar, running: Vec::new() }
+        Progress { out, bar, running: Vec::new() }
     }
 
     fn tell(&mut self) {
@@ -98,7 +102,7 @@ impl Progress {
     }
 }
 
-impl Watch for Progress {
+impl Watch for Progress<'_> {
     fn started(&mut self, case: &Case) {
         self.running.push(case.id.to_string());
         self.tell();
@@ -108,9 +112,9 @@ impl Watch for Progress {
         let id = result.case.id.to_string();
         self.running.retain(|running| *running != id);
         self.bar.suspend(|| {
-            println!("{}", text::line(result));
+            writeln!(self.out, "{}", text::line(result));
             if result.verdict.outcome.is_bad() {
-                println!("{}", text::details(result));
+                writeln!(self.out, "{}", text::details(result));
             }
         });
         self.bar.inc(1);
