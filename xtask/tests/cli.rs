@@ -15,6 +15,8 @@ fn wrong_input_is_status_2_with_a_way_out() {
         ("test --host amd", "[possible values: kvm]"),
         ("test --require kmv", "cannot require `kmv`"),
         ("test --jobs 0", "1..=1024"),
+        ("test --json /no/such/directory/x", "cannot write the report /no/such/directory/x"),
+        ("test --json /dev/null --junit /dev/null", "give each its own"),
         ("ci --require kmv", "cannot require `kmv`"),
         ("tset", "test"),
         ("", "Usage"),
