@@ -108,7 +108,7 @@ impl<'a> Ready<'a> {
                 let place = Place { among_others, ..Place::own() };
                 let info = HostInfo::new(&place, common.facts);
                 let setup = own_kvm(common)?;
-                let runs = common.root.join("target/test-runs");
+                let runs = common.root.join("target/test-runs").join(&place.name);
                 let collector = Collector { runs, require: common.require.clone() };
                 Ok(Ready { place, info, setup, collector, fail_fast: common.fail_fast })
             }

@@ -19,7 +19,7 @@
 //!     "about": "..", "payload": "apic", "test": "ipi", "expect": "pass", "tags": [],
 //!     "outcome": "pass", "reason": "", "need": null, "status": 1, "duration_ms": 12,
 //!     "values": [{"key": "exit_ticks", "value": 42}],
-//!     "command": ["vmm", "run"], "logs": "target/test-runs/..", "serial_bytes": 7
+//!     "command": ["vmm", "run"], "logs": "target/test-runs/amd/..", "serial_bytes": 7
 //!   }],
 //!   "not_run": [{"host": "amd", "id": "apic/ipi"}]
 //! }
