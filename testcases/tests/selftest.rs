@@ -14,6 +14,7 @@ use testcases::facts::HostFacts;
 use testcases::facts_table::FactsTable;
 use testcases::load::SELFTEST;
 use testcases::program::build_vmm;
+use testcases::report::{Place, text};
 use testcases::require::{Require, VARIABLE};
 use testcases::runner::{self, CaseResult, Collector, Setup, Watch};
 use testcases::verdict::Outcome;
@@ -109,7 +110,7 @@ fn every_end_of_a_real_guest_has_its_outcome() {
         if !fits || reason.is_empty() != got.verdict.reason.is_empty() {
             wrong.push(format!(
                 "{test} {more:?} must be {outcome:?} because {reason:?}:\n{}",
-                testcases::report::text::details(got)
+                text::details(got, &Place::own())
             ));
         }
     }

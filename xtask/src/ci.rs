@@ -11,7 +11,7 @@ use testcases::require;
 use testcases::runner::shell_line;
 
 use crate::flags;
-use crate::support::{self, Failure, Outcome};
+use crate::support::{self, Failure, Out, Outcome};
 
 /// One stage.
 struct Stage {
@@ -46,7 +46,7 @@ fn stages(require: &str) -> Vec<Stage> {
 }
 
 /// Runs the command.
-pub fn run(flags: &flags::Ci) -> Outcome {
+pub fn run(flags: &flags::Ci, out: &mut Out) -> Outcome {
     let required = support::required(&flags.require)?.to_string();
     let cancel = support::cancel_flag()?;
     let mut rows: Vec<(&str, &str, Duration)> = Vec::new();
@@ -57,7 +57,7 @@ pub fn run(flags: &flags::Ci) -> Outcome {
             continue;
         }
         let line = shell_line(&[&["cargo".to_string()], &stage.words[..]].concat());
-        println!("==== {}: {line}", stage.name);
+        writeln!(out, "==== {}: {line}", stage.name);
         let mut command = Command::new(support::cargo());
         command.args(&stage.words).current_dir(support::root());
         command.env(require::VARIABLE, &required);
@@ -65,10 +65,10 @@ pub fn run(flags: &flags::Ci) -> Outcome {
         let ended = process::run_inherited(&mut command, stage.limit, &cancel);
         let took = start.elapsed();
         if ended == Ended::Exited(0) {
-            println!("==== {}: passed in {}", stage.name, seconds(took));
+            writeln!(out, "==== {}: passed in {}", stage.name, seconds(took));
             rows.push((stage.name, "passed", took));
         } else {
-            println!("==== {}: failed in {}: {ended}", stage.name, seconds(took));
+            writeln!(out, "==== {}: failed in {}: {ended}", stage.name, seconds(took));
             rows.push((stage.name, "failed", took));
             let environment = match required.is_empty() {
                 true => String::new(),
@@ -80,12 +80,12 @@ pub fn run(flags: &flags::Ci) -> Outcome {
             ));
         }
     }
-    println!("\n{:<14} {:<8} {:>9}", "stage", "", "time");
+    writeln!(out, "\n{:<14} {:<8} {:>9}", "stage", "", "time");
     for (name, result, took) in &rows {
-        println!("{name:<14} {result:<8} {:>9}", seconds(*took));
+        writeln!(out, "{name:<14} {result:<8} {:>9}", seconds(*took));
     }
     let total = rows.iter().map(|(_, _, took)| *took).sum();
-    println!("{:<14} {:<8} {:>9}", "total", "", seconds(total));
+    writeln!(out, "{:<14} {:<8} {:>9}", "total", "", seconds(total));
     match failed {
         None => Ok(ExitCode::SUCCESS),
         Some(message) => Err(Failure::bad(message)),

@@ -6,7 +6,7 @@ use testcases::facts::{Files, HostFacts, KvmFlavour};
 use testcases::facts_table::FactsTable;
 
 use crate::flags;
-use crate::support::Outcome;
+use crate::support::{Out, Outcome};
 
 /// Processor flags that decide what can be tested here.
 const FLAGS: &[&str] = &[
@@ -93,38 +93,38 @@ const PROGRAMS: &[(&str, &[&str], &str)] = &[
 ];
 
 /// Runs the command.
-pub fn run(_: &flags::Doctor) -> Outcome {
+pub fn run(_: &flags::Doctor, out: &mut Out) -> Outcome {
     let facts = FactsTable::collect();
     let mut advice = Vec::new();
-    machine(&facts, &mut advice);
-    programs(&mut advice);
-    let usable = kvm(&facts, &mut advice);
-    println!();
+    machine(out, &facts, &mut advice);
+    programs(out, &mut advice);
+    let usable = kvm(out, &facts, &mut advice);
+    writeln!(out);
     match &advice[..] {
-        [] => println!("nothing is missing"),
+        [] => writeln!(out, "nothing is missing"),
         advice => {
-            println!("what to do:");
-            advice.iter().for_each(|line| println!("  - {line}"));
+            writeln!(out, "what to do:");
+            advice.iter().for_each(|line| writeln!(out, "  - {line}"));
         }
     }
     if usable {
-        println!("cases can run here: `cargo xtask test`");
+        writeln!(out, "cases can run here: `cargo xtask test`");
         Ok(ExitCode::SUCCESS)
     } else {
-        println!("no case can run here");
+        writeln!(out, "no case can run here");
         Ok(ExitCode::from(1))
     }
 }
 
-fn row(key: &str, value: impl std::fmt::Display) {
-    println!("{key:<14} {value}");
+fn row(out: &mut Out, key: &str, value: impl std::fmt::Display) {
+    writeln!(out, "{key:<14} {value}");
 }
 
 /// The words on one or more lines, the first of which is a row.
-fn words(key: &str, words: &[&str]) {
+fn words(out: &mut Out, key: &str, words: &[&str]) {
     let lines = wrap(words, 85);
-    row(key, lines.first().map_or("none", String::as_str));
-    lines.iter().skip(1).for_each(|line| row("", line));
+    row(out, key, lines.first().map_or("none", String::as_str));
+    lines.iter().skip(1).for_each(|line| row(out, "", line));
 }
 
 /// Joins words to lines of at most `width` characters.
@@ -142,22 +142,22 @@ fn wrap(words: &[&str], width: usize) -> Vec<String> {
     lines
 }
 
-fn machine(facts: &FactsTable, advice: &mut Vec<String>) {
+fn machine(out: &mut Out, facts: &FactsTable, advice: &mut Vec<String>) {
     let files = Files::default();
-    row("kernel", &facts.kernel);
+    row(out, "kernel", &facts.kernel);
     let cpu = |key| files.cpuinfo(key).unwrap_or_else(|| "unknown".into());
-    row("processor", format!("{} ({})", cpu("model name"), cpu("vendor_id")));
+    row(out, "processor", format!("{} ({})", cpu("model name"), cpu("vendor_id")));
     let has = files.cpu_flags();
     let (yes, no): (Vec<&str>, Vec<&str>) =
         FLAGS.iter().partition(|flag| has.iter().any(|f| f == *flag));
-    words("  has", &yes);
-    words("  lacks", &no);
-    row("processors", facts.cpus());
+    words(out, "  has", &yes);
+    words(out, "  lacks", &no);
+    row(out, "processors", facts.cpus());
     let mib = |bytes: u64| format!("{} MiB", bytes >> 20);
-    row("memory", format!("{}, {} free", mib(files.memory()), mib(files.memory_available())));
+    row(out, "memory", format!("{}, {} free", mib(files.memory()), mib(files.memory_available())));
     for (name, size) in [("2M", 2 << 20), ("1G", 1 << 30)] {
         let (free, all) = files.hugepages(size);
-        row("huge pages", format!("{free} of {all} free, {name} each"));
+        row(out, "huge pages", format!("{free} of {all} free, {name} each"));
         if all == 0 && size == 2 << 20 {
             advice.push(
                 "for cases that need huge pages: echo 64 > \
@@ -168,16 +168,16 @@ fn machine(facts: &FactsTable, advice: &mut Vec<String>) {
     }
 }
 
-fn programs(advice: &mut Vec<String>) {
+fn programs(out: &mut Out, advice: &mut Vec<String>) {
     for (program, args, purpose) in PROGRAMS {
         let shown = [&[*program], &args[..args.len() - 1]].concat().join(" ");
         match Command::new(program).args(*args).output() {
-            Ok(out) if out.status.success() => {
-                let version = String::from_utf8_lossy(&out.stdout).trim().to_string();
-                row(&shown, version);
+            Ok(ran) if ran.status.success() => {
+                let version = String::from_utf8_lossy(&ran.stdout).trim().to_string();
+                row(out, &shown, version);
             }
             _ => {
-                row(&shown, "missing");
+                row(out, &shown, "missing");
                 advice.push(format!("install `{shown}`: needed {purpose}"));
             }
         }
@@ -185,9 +185,9 @@ fn programs(advice: &mut Vec<String>) {
 }
 
 /// Tells about KVM; whether it can be used.
-fn kvm(facts: &FactsTable, advice: &mut Vec<String>) -> bool {
+fn kvm(out: &mut Out, facts: &FactsTable, advice: &mut Vec<String>) -> bool {
     let flavour = facts.flavour();
-    row("kvm", flavour);
+    row(out, "kvm", flavour);
     match flavour {
         KvmFlavour::Intel | KvmFlavour::Amd => {}
         KvmFlavour::Pvm => advice.push(
@@ -205,27 +205,27 @@ fn kvm(facts: &FactsTable, advice: &mut Vec<String>) -> bool {
     }
     for (module, param) in PARAMS {
         if let Some(value) = facts.module_param(module, param) {
-            row(&format!("  {module}"), format!("{param}={value}"));
+            row(out, &format!("  {module}"), format!("{param}={value}"));
         }
     }
     let kvm = match &facts.kvm {
         Ok(kvm) => kvm,
         Err(why) => {
-            row("/dev/kvm", "cannot be used");
+            row(out, "/dev/kvm", "cannot be used");
             advice.push(why.to_string());
             return false;
         }
     };
-    row("/dev/kvm", format!("usable, up to {} vCPUs in a VM", kvm.max_cpus));
+    row(out, "/dev/kvm", format!("usable, up to {} vCPUs in a VM", kvm.max_cpus));
     let (mut yes, mut no) = (Vec::new(), Vec::new());
     for cap in CAPS {
         if kvm.cap(cap) > 0 { &mut yes } else { &mut no }.push(*cap);
     }
-    words("  can", &yes);
-    words("  cannot", &no);
+    words(out, "  can", &yes);
+    words(out, "  cannot", &no);
     let shown: Vec<&str> =
         vmm::cpuid::features().filter(|f| kvm.cpuid.has(f)).map(|feature| feature.name).collect();
-    words("  cpuid", &shown);
+    words(out, "  cpuid", &shown);
     true
 }
 

@@ -28,11 +28,10 @@ pub enum Command {
     Payloads(Payloads),
 }
 
-/// Where cases run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+/// Where cases run, in the order of a report's columns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub enum Host {
     /// This machine's own /dev/kvm.
-    #[default]
     Kvm,
 }
 
@@ -47,9 +46,9 @@ pub struct Test {
     /// Takes each filter as a whole id.
     #[arg(long, requires = "filters")]
     pub exact: bool,
-    /// The host to run on.
-    #[arg(long, value_enum, default_value_t)]
-    pub host: Host,
+    /// The hosts to run on, separated by commas.
+    #[arg(long, value_name = "HOSTS", value_enum, value_delimiter = ',', default_value = "kvm")]
+    pub host: Vec<Host>,
     /// Makes an error of each skip for one of these needs (kvm, cpuid:x2apic, guest, all ..),
     /// separated by commas. EXITLAB_REQUIRE adds to it.
     #[arg(long, value_name = "NAMES", default_value = "", hide_default_value = true)]
@@ -118,6 +117,8 @@ mod tests {
             ("test --exact apic/ipi --fail-fast", true),
             ("test --exact", false),
             ("test --jobs 0", false),
+            ("test --host kvm,kvm", true),
+            ("test --host kvm,", false),
             ("test --host amd", false),
             ("test --fail-fast --keep-going", false),
             ("ci --require kvm", true),

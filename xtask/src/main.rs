@@ -13,16 +13,20 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+use support::out::{Out, complain};
+
 fn main() -> ExitCode {
+    let mut out = Out::stdout();
     let outcome = match flags::Xtask::parse().command {
-        flags::Command::Test(flags) => test::run(&flags),
-        flags::Command::Ci(flags) => ci::run(&flags),
-        flags::Command::Doctor(flags) => doctor::run(&flags),
-        flags::Command::Tidy(flags) => tidy::run(&flags),
-        flags::Command::Payloads(flags) => payloads::run(&flags),
+        flags::Command::Test(flags) => test::run(&flags, &mut out),
+        flags::Command::Ci(flags) => ci::run(&flags, &mut out),
+        flags::Command::Doctor(flags) => doctor::run(&flags, &mut out),
+        flags::Command::Tidy(flags) => tidy::run(&flags, &mut out),
+        flags::Command::Payloads(flags) => payloads::run(&flags, &mut out),
     };
-    outcome.unwrap_or_else(|failure| {
-        eprintln!("error: {}", failure.message);
+    // What the command itself has to tell comes before what became of its output.
+    outcome.and_then(|status| out.end().map(|()| status)).unwrap_or_else(|failure| {
+        complain(format_args!("error: {}", failure.message));
         ExitCode::from(failure.status)
     })
 }

@@ -5,14 +5,14 @@ use std::process::ExitCode;
 use testcases::build;
 
 use crate::flags;
-use crate::support::{self, Failure, Outcome};
+use crate::support::{self, Failure, Out, Outcome};
 
 /// Runs the command.
-pub fn run(flags: &flags::Payloads) -> Outcome {
+pub fn run(flags: &flags::Payloads, out: &mut Out) -> Outcome {
     let root = support::root();
     if flags.lint {
         build::lint_payloads(&root, &build::Options::default()).map_err(Failure::bad)?;
-        println!("clippy has nothing to say on the payloads");
+        writeln!(out, "clippy has nothing to say on the payloads");
         return Ok(ExitCode::SUCCESS);
     }
     let catalog = support::payloads(&root)?;
@@ -23,12 +23,13 @@ pub fn run(flags: &flags::Payloads) -> Outcome {
         if flags.check {
             continue;
         }
-        println!("{name}: {}", payload.path.display());
+        writeln!(out, "{name}: {}", payload.path.display());
         for (test, about) in &payload.tests {
-            println!("  {name}::{test}: {about}");
+            writeln!(out, "  {name}::{test}: {about}");
         }
     }
-    println!(
+    writeln!(
+        out,
         "{payloads} payloads, {tests} tests; loaders take each, and none holds a vector instruction \
          it did not ask for"
     );

@@ -1,96 +1,207 @@
 //! `cargo xtask test`: builds what cases need, runs them, and tells what came out.
 
-use std::fs;
-use std::path::Path;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant, SystemTime};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use testcases::case::Case;
 use testcases::facts::HostFacts;
 use testcases::facts_table::FactsTable;
-use testcases::load;
+use testcases::load::{self, Catalog};
 use testcases::program;
-use testcases::report::{HostInfo, json, junit, text};
-use testcases::runner::{self, CaseResult, Collector, RunResult, Setup, Watch};
+use testcases::report::{HostInfo, HostRun, Place, Runs, json, junit, text};
+use testcases::require::Require;
+use testcases::runner::{self, CaseResult, Collector, Setup, Watch};
 use testcases::select::select;
 
 use crate::flags;
-use crate::support::{self, Failure, Outcome};
+use crate::support::out::complain;
+use crate::support::{self, Failure, Out, Outcome};
 
 /// Runs the command.
-pub fn run(flags: &flags::Test) -> Outcome {
-    let flags::Host::Kvm = flags.host;
+pub fn run(flags: &flags::Test, out: &mut Out) -> Outcome {
     let require = support::required(&flags.require)?;
     let root = support::root();
     let dir = root.join("testcases/cases");
     let facts = FactsTable::collect();
     let cases = load::load(&dir).map_err(|e| Failure::input(format!("bad cases:\n{e}")))?;
-    // A wrong filter is told before anything is built.
+    // What is wrong with the command line is told before anything is built.
     let chosen = select(&cases, &flags.filters, flags.exact).map_err(Failure::input)?;
+    let reports = if flags.list { Reports::default() } else { Reports::create(flags)? };
     let catalog = support::payloads(&root)?;
     load::check(&dir, &cases, &catalog, &facts)
         .map_err(|e| Failure::input(format!("bad cases:\n{e}")))?;
     if flags.list {
-        chosen.iter().for_each(|case| println!("{}: {}", case.id, case.spec.about.0));
-        println!("{} cases", chosen.len());
+        chosen.iter().for_each(|case| writeln!(out, "{}: {}", case.id, case.spec.about.0));
+        writeln!(out, "{} cases", chosen.len());
         return Ok(ExitCode::SUCCESS);
     }
-    if let Err(why) = facts.kvm() {
-        eprintln!("\nwarning: NO GUEST WILL RUN: {why}\n`cargo xtask doctor` tells what to do\n");
-    }
     let cancel = support::cancel_flag()?;
-    let vmm = program::build_vmm(&root, &support::cargo(), &cancel).map_err(Failure::bad)?;
-    let setup = Setup {
-        vmm,
+    let common = Common {
+        root: &root,
         catalog: &catalog,
         facts: &facts,
-        // A case waits for about as long as it computes: for its timers, and for KVM to take a VM apart.
-        jobs: flags.jobs.map_or_else(|| 2 * facts.cpus(), usize::from),
-        grace: runner::GRACE,
-        slowness: 1.0,
+        require,
+        jobs: flags.jobs.map(usize::from),
+        fail_fast: flags.fail_fast,
         cancel: &cancel,
     };
-    let collector = Collector { runs: root.join("target/test-runs"), require };
-    let mut progress = Progress::new(chosen.len());
-    let result = runner::run(&chosen, &setup, &collector, flags.fail_fast, &mut progress);
-    progress.bar.finish_and_clear();
-    let host = HostInfo::from(&facts);
+    let hosts = hosts(flags);
+    let ready = hosts.iter().map(|host| Ready::new(*host, hosts.len() > 1, &common));
+    let runs = run_all(ready.collect::<Result<Vec<_>, _>>()?, &chosen, out);
     // The summary first: a report that cannot be written must not cost what came of the run.
-    print!("\n{}", text::summary(&result));
-    write_reports(flags, &result, &host)?;
-    Ok(if result.is_good() { ExitCode::SUCCESS } else { ExitCode::from(1) })
+    write!(out, "\n{}", text::summary(&runs));
+    reports.write(&runs)?;
+    Ok(if runs.is_good() { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }
 
-fn write_reports(flags: &flags::Test, run: &RunResult, host: &HostInfo) -> Result<(), Failure> {
-    let write = |path: &Path, report: Result<String, String>| {
-        let tell = |e: String| format!("cannot write the report {}: {e}", path.display());
-        let text = report.map_err(|e| Failure::input(tell(e)))?;
-        fs::write(path, text).map_err(|e| Failure::input(tell(e.to_string())))
-    };
-    if let Some(path) = &flags.junit {
-        write(path, junit::write(run, host).map_err(|e| e.to_string()))?;
+/// The hosts to run on, each once, in the order of the report's columns.
+fn hosts(flags: &flags::Test) -> Vec<flags::Host> {
+    let mut hosts = flags.host.clone();
+    hosts.sort_unstable();
+    hosts.dedup();
+    hosts
+}
+
+/// Runs the cases on each host in turn.
+fn run_all(hosts: Vec<Ready<'_>>, cases: &[Case], out: &mut Out) -> Runs {
+    let (started, start) = (SystemTime::now(), Instant::now());
+    let mut progress = Progress::new(hosts.len() * cases.len(), out);
+    let done: Vec<_> = hosts.into_iter().map(|host| host.run(cases, &mut progress)).collect();
+    progress.bar.finish_and_clear();
+    Runs { started, duration: start.elapsed(), hosts: done }
+}
+
+/// What the hosts of a run have in common.
+struct Common<'a> {
+    root: &'a Path,
+    catalog: &'a Catalog,
+    /// This machine.
+    facts: &'a FactsTable,
+    require: Require,
+    jobs: Option<usize>,
+    fail_fast: bool,
+    cancel: &'a AtomicBool,
+}
+
+/// A host with all that it takes to run cases there: nothing is built or fetched any more.
+struct Ready<'a> {
+    place: Place,
+    info: HostInfo,
+    setup: Setup<'a>,
+    collector: Collector,
+    fail_fast: bool,
+}
+
+impl<'a> Ready<'a> {
+    fn new(
+        host: flags::Host,
+        among_others: bool,
+        common: &Common<'a>,
+    ) -> Result<Ready<'a>, Failure> {
+        match host {
+            flags::Host::Kvm => {
+                let place = Place { among_others, ..Place::own() };
+                let info = HostInfo::new(&place, common.facts);
+                let setup = own_kvm(common)?;
+                let runs = common.root.join("target/test-runs").join(&place.name);
+                let collector = Collector { runs, require: common.require.clone() };
+                Ok(Ready { place, info, setup, collector, fail_fast: common.fail_fast })
+            }
+        }
     }
-    if let Some(path) = &flags.json {
-        write(path, json::write(run, host).map_err(|e| e.to_string()))?;
+
+    fn run(self, cases: &[Case], progress: &mut Progress<'_>) -> HostRun {
+        let mut watch = progress.on(&self.place);
+        let run = runner::run(cases, &self.setup, &self.collector, self.fail_fast, &mut watch);
+        HostRun { info: self.info, run }
     }
-    Ok(())
+}
+
+/// The machine's own `/dev/kvm`.
+fn own_kvm<'a>(common: &Common<'a>) -> Result<Setup<'a>, Failure> {
+    let facts = common.facts;
+    if let Err(why) = facts.kvm() {
+        complain(format_args!(
+            "\nwarning: NO GUEST WILL RUN: {why}\n`cargo xtask doctor` tells what to do\n"
+        ));
+    }
+    let vmm = program::build_vmm(common.root, &support::cargo(), common.cancel);
+    Ok(Setup {
+        vmm: vmm.map_err(Failure::bad)?,
+        catalog: common.catalog,
+        facts,
+        // A case waits for about as long as it computes: for its timers, and for KVM to take a VM apart.
+        jobs: common.jobs.unwrap_or_else(|| 2 * facts.cpus()),
+        grace: runner::GRACE,
+        slowness: 1.0,
+        cancel: common.cancel,
+    })
+}
+
+/// The report files, created before the run: a path that is no good must not cost one.
+#[derive(Default)]
+struct Reports {
+    junit: Option<(PathBuf, File)>,
+    json: Option<(PathBuf, File)>,
+}
+
+impl Reports {
+    fn create(flags: &flags::Test) -> Result<Reports, Failure> {
+        if flags.junit.is_some() && flags.junit == flags.json {
+            return Err(Failure::input("--junit and --json name one file; give each its own"));
+        }
+        let create = |path: &Option<PathBuf>| match path {
+            None => Ok(None),
+            Some(path) => match File::create(path) {
+                Ok(file) => Ok(Some((path.clone(), file))),
+                Err(e) => Err(cannot_write(path, e)),
+            },
+        };
+        Ok(Reports { junit: create(&flags.junit)?, json: create(&flags.json)? })
+    }
+
+    fn write(self, runs: &Runs) -> Result<(), Failure> {
+        if let Some((path, mut file)) = self.junit {
+            let text = junit::write(runs).map_err(|e| cannot_write(&path, e))?;
+            file.write_all(text.as_bytes()).map_err(|e| cannot_write(&path, e))?;
+        }
+        if let Some((path, mut file)) = self.json {
+            let text = json::write(runs).map_err(|e| cannot_write(&path, e))?;
+            file.write_all(text.as_bytes()).map_err(|e| cannot_write(&path, e))?;
+        }
+        Ok(())
+    }
+}
+
+fn cannot_write(path: &Path, why: impl std::fmt::Display) -> Failure {
+    Failure::input(format!("cannot write the report {}: {why}", path.display()))
 }
 
 /// Tells the course of a run: a line a case, and on a terminal a bar below that names what runs now.
-struct Progress {
+struct Progress<'a> {
+    out: &'a mut Out,
     bar: ProgressBar,
     running: Vec<String>,
 }
 
-impl Progress {
-    fn new(cases: usize) -> Progress {
+impl<'a> Progress<'a> {
+    fn new(cases: usize, out: &'a mut Out) -> Progress<'a> {
         // Where standard error is no terminal, the bar draws nothing.
         let bar = ProgressBar::with_draw_target(Some(cases as u64), ProgressDrawTarget::stderr());
         let style = ProgressStyle::with_template("[{elapsed}] {pos}/{len} {wide_msg}");
         bar.set_style(style.expect("the template is constant and right"));
         bar.enable_steady_tick(Duration::from_millis(500));
-        Progress { bar, running: Vec::new() }
+        Progress { out, bar, running: Vec::new() }
+    }
+
+    /// Watches the cases of this host.
+    fn on<'b>(&'b mut self, place: &'b Place) -> OnHost<'b, 'a> {
+        OnHost { progress: self, place }
     }
 
     fn tell(&mut self) {
@@ -98,22 +209,29 @@ impl Progress {
     }
 }
 
-impl Watch for Progress {
+/// The progress of one host.
+struct OnHost<'b, 'a> {
+    progress: &'b mut Progress<'a>,
+    place: &'b Place,
+}
+
+impl Watch for OnHost<'_, '_> {
     fn started(&mut self, case: &Case) {
-        self.running.push(case.id.to_string());
-        self.tell();
+        self.progress.running.push(case.id.to_string());
+        self.progress.tell();
     }
 
     fn ended(&mut self, result: &CaseResult) {
+        let Progress { out, bar, running } = &mut *self.progress;
         let id = result.case.id.to_string();
-        self.running.retain(|running| *running != id);
-        self.bar.suspend(|| {
-            println!("{}", text::line(result));
+        running.retain(|running| *running != id);
+        bar.suspend(|| {
+            writeln!(out, "{}", text::line(result, self.place));
             if result.verdict.outcome.is_bad() {
-                println!("{}", text::details(result));
+                writeln!(out, "{}", text::details(result, self.place));
             }
         });
-        self.bar.inc(1);
-        self.tell();
+        bar.inc(1);
+        self.progress.tell();
     }
 }

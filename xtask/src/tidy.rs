@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use crate::flags;
 use crate::support::lex::{self, NamedPath};
 use crate::support::repository::{Finding, Repository};
-use crate::support::{Outcome, root};
+use crate::support::{Out, Outcome, root};
 
 /// The modules of `vmm`, from the inside out. A module may name itself and those before it.
 const LAYERS: &[&str] = &[
@@ -105,17 +105,18 @@ struct Forbidden {
 }
 
 /// Runs the command.
-pub fn run(_: &flags::Tidy) -> Outcome {
+pub fn run(_: &flags::Tidy, out: &mut Out) -> Outcome {
     let repository = Repository::read(&root())?;
     let (mut broken, mut warnings) = (0, 0);
     for (rule, check) in RULES {
         for finding in check(&repository) {
             let kind = if finding.warning { "warning" } else { "error" };
-            println!("{}: {kind}: {rule}: {}", finding.place, finding.message);
+            writeln!(out, "{}: {kind}: {rule}: {}", finding.place, finding.message);
             *if finding.warning { &mut warnings } else { &mut broken } += 1;
         }
     }
-    println!(
+    writeln!(
+        out,
         "tidy: {} files, {} rules, {broken} errors, {warnings} warnings",
         repository.files.len(),
         RULES.len()

@@ -1,6 +1,6 @@
 //! The program's statuses: 2 for wrong input, told before anything is built or run.
 
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 fn xtask(line: &str) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
@@ -15,6 +15,8 @@ fn wrong_input_is_status_2_with_a_way_out() {
         ("test --host amd", "[possible values: kvm]"),
         ("test --require kmv", "cannot require `kmv`"),
         ("test --jobs 0", "1..=1024"),
+        ("test --json /no/such/directory/x", "cannot write the report /no/such/directory/x"),
+        ("test --json /dev/null --junit /dev/null", "give each its own"),
         ("ci --require kmv", "cannot require `kmv`"),
         ("tset", "test"),
         ("", "Usage"),
@@ -40,4 +42,16 @@ fn the_doctor_tells_whether_cases_can_run() {
     for key in ["kernel", "processor", "memory", "/dev/kvm", "huge pages"] {
         assert!(text.lines().any(|line| line.starts_with(key)), "{key} in {text}");
     }
+}
+
+#[test]
+fn a_reader_that_goes_away_changes_no_status() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
+    command.arg("doctor").stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("xtask starts");
+    drop(child.stdout.take());
+    let out = child.wait_with_output().expect("xtask ends");
+    let text = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), xtask("doctor").status.code(), "{text}");
+    assert!(text.is_empty(), "{text}");
 }

@@ -5,48 +5,70 @@
 //!
 //! ```json
 //! {
-//!   "schema": 1,
-//!   "host": {"kernel": "..", "cpu": "..", "kvm": "kvm-intel", "cpus": 2, "memory_mib": 1024},
+//!   "schema": 2,
 //!   "started": 1000000000,
 //!   "duration_ms": 3000,
-//!   "counts": {"pass": 1, "fail": 0, "error": 0, "skip": 0, "not_run": 0},
+//!   "counts": {"pass": 1, "fail": 0, "error": 0, "skip": 0, "not_run": 1},
+//!   "hosts": [{
+//!     "name": "amd", "emulator": "QEMU 10.0.13 (..)", "kernel": "..", "cpu": "..",
+//!     "kvm": "kvm-amd", "cpus": 2, "memory_mib": 1024, "duration_ms": 2900,
+//!     "counts": {"pass": 1, "fail": 0, "error": 0, "skip": 0, "not_run": 1}
+//!   }],
 //!   "cases": [{
-//!     "id": "apic/ipi@smp2", "area": "apic", "name": "ipi", "variant": "smp2",
+//!     "host": "amd", "id": "apic/ipi@smp2", "area": "apic", "name": "ipi", "variant": "smp2",
 //!     "about": "..", "payload": "apic", "test": "ipi", "expect": "pass", "tags": [],
 //!     "outcome": "pass", "reason": "", "need": null, "status": 1, "duration_ms": 12,
 //!     "values": [{"key": "exit_ticks", "value": 42}],
-//!     "command": ["vmm", "run"], "logs": "target/test-runs/..", "serial_bytes": 7
+//!     "command": ["vmm", "run"], "logs": "target/test-runs/amd/..", "serial_bytes": 7
 //!   }],
-//!   "not_run": []
+//!   "not_run": [{"host": "amd", "id": "apic/ipi"}]
 //! }
 //! ```
 //!
-//! `need` is the unmet need after a skip, `status` the VMM's exit status or null if it had none.
+//! `emulator` is null for the machine's own KVM. The outer `counts` are the sums over `hosts`. A case
+//! is there once for each host. `need` is the unmet need after a skip, `status` the VMM's exit status
+//! or null if it had none.
+//!
+//! Schema 1 knew one host: its `host` had no name, and neither cases nor what was not run told theirs.
 
 use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 
-use super::HostInfo;
+use super::{HostInfo, HostRun, Runs};
 use crate::process::Ended;
 use crate::runner::{CaseResult, RunResult};
 use crate::verdict::Outcome;
 
 /// The version of the report's layout.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 #[derive(Serialize)]
 struct Report<'a> {
     schema: u32,
-    host: &'a HostInfo,
     started: u64,
     duration_ms: u64,
     counts: Counts,
+    hosts: Vec<HostReport<'a>>,
     cases: Vec<CaseReport<'a>>,
-    not_run: Vec<String>,
+    not_run: Vec<NotRun<'a>>,
 }
 
 #[derive(Serialize)]
+struct HostReport<'a> {
+    #[serde(flatten)]
+    info: &'a HostInfo,
+    duration_ms: u64,
+    counts: Counts,
+}
+
+#[derive(Serialize)]
+struct NotRun<'a> {
+    host: &'a str,
+    id: String,
+}
+
+#[derive(Default, Serialize)]
 struct Counts {
     pass: usize,
     fail: usize,
@@ -57,6 +79,7 @@ struct Counts {
 
 #[derive(Serialize)]
 struct CaseReport<'a> {
+    host: &'a str,
     id: String,
     area: &'a str,
     name: &'a str,
@@ -88,28 +111,41 @@ struct Value<'a> {
 /// # Errors
 ///
 /// None is known; the serialiser's error is passed on.
-pub fn write(run: &RunResult, host: &HostInfo) -> Result<String, serde_json::Error> {
+pub fn write(runs: &Runs) -> Result<String, serde_json::Error> {
     let report = Report {
         schema: SCHEMA,
-        host,
-        started: run.started.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs(),
-        duration_ms: millis(run.duration),
-        counts: Counts {
-            pass: run.count(Outcome::Pass),
-            fail: run.count(Outcome::Fail),
-            error: run.count(Outcome::Error),
-            skip: run.count(Outcome::Skip),
-            not_run: run.not_run.len(),
-        },
-        cases: run.results.iter().map(case).collect(),
-        not_run: run.not_run.iter().map(ToString::to_string).collect(),
+        started: runs.started.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs(),
+        duration_ms: millis(runs.duration),
+        counts: counts(runs.hosts.iter().map(|host| &host.run)),
+        hosts: runs.hosts.iter().map(host).collect(),
+        cases: runs.results().map(case).collect(),
+        not_run: runs.not_run().map(|(host, id)| NotRun { host, id: id.to_string() }).collect(),
     };
     serde_json::to_string_pretty(&report).map(|text| text + "\n")
 }
 
-fn case(result: &CaseResult) -> CaseReport<'_> {
+fn host(host: &HostRun) -> HostReport<'_> {
+    HostReport {
+        info: &host.info,
+        duration_ms: millis(host.run.duration),
+        counts: counts([&host.run]),
+    }
+}
+
+fn counts<'a>(runs: impl IntoIterator<Item = &'a RunResult>) -> Counts {
+    runs.into_iter().fold(Counts::default(), |sum, run| Counts {
+        pass: sum.pass + run.count(Outcome::Pass),
+        fail: sum.fail + run.count(Outcome::Fail),
+        error: sum.error + run.count(Outcome::Error),
+        skip: sum.skip + run.count(Outcome::Skip),
+        not_run: sum.not_run + run.not_run.len(),
+    })
+}
+
+fn case<'a>((host, result): (&'a str, &'a CaseResult)) -> CaseReport<'a> {
     let (id, spec) = (&result.case.id, &result.case.spec);
     CaseReport {
+        host,
         id: id.to_string(),
         area: &id.area,
         name: &id.name,
@@ -145,7 +181,7 @@ mod tests {
 
     #[test]
     fn the_report_reads_back() {
-        let text = write(&sample::run(), &sample::host()).expect("a report");
+        let text = write(&sample::runs()).expect("a report");
         let report: serde_json::Value = serde_json::from_str(&text).expect("JSON");
         assert_eq!(report["schema"], SCHEMA);
         assert_eq!(report["started"], 1_000_000_000_u64);
@@ -163,5 +199,23 @@ mod tests {
         assert_eq!(bad["status"], 1);
         assert_eq!(report["cases"][3]["need"], "cpuid:x2apic");
         assert_eq!(report["cases"][3]["status"], serde_json::Value::Null);
+        assert_eq!(report["hosts"][0]["emulator"], serde_json::Value::Null);
+    }
+
+    #[test]
+    fn each_host_and_each_of_its_cases_has_the_name() {
+        let text = write(&sample::two_hosts()).expect("a report");
+        let report: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        let sums = serde_json::json!({"pass": 1, "fail": 2, "error": 1, "skip": 2, "not_run": 2});
+        assert_eq!(report["counts"], sums);
+        let amd = &report["hosts"][1];
+        assert_eq!((&amd["name"], &amd["emulator"]), (&"amd".into(), &"QEMU 10.0".into()));
+        assert_eq!(amd["duration_ms"], 70_000);
+        let counts = serde_json::json!({"pass": 0, "fail": 1, "error": 0, "skip": 1, "not_run": 2});
+        assert_eq!(amd["counts"], counts);
+        let hosts: Vec<_> =
+            report["cases"].as_array().expect("cases").iter().map(|c| &c["host"]).collect();
+        assert_eq!(hosts, ["kvm", "kvm", "kvm", "kvm", "amd", "amd"]);
+        assert_eq!(report["not_run"][0], serde_json::json!({"host": "amd", "id": "tsc/broken"}));
     }
 }

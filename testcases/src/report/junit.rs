@@ -1,9 +1,10 @@
-//! The JUnit report: a suite an area, a test case a case.
+//! The JUnit report: a suite for each area on each host, named `HOST.AREA`; a test case a case.
 
 use quick_junit::{NonSuccessKind, Property, Report, TestCase, TestCaseStatus, TestSuite};
 
-use super::HostInfo;
-use crate::runner::{CaseResult, RunResult, shell_line};
+use super::{HostInfo, Runs};
+use crate::case::CaseId;
+use crate::runner::{CaseResult, shell_line};
 use crate::verdict::Outcome;
 
 /// Writes the report of a run. Cases that were not run are errors in it, so that no reader takes the
@@ -12,36 +13,45 @@ use crate::verdict::Outcome;
 /// # Errors
 ///
 /// The serialiser's.
-pub fn write(run: &RunResult, host: &HostInfo) -> Result<String, quick_junit::SerializeError> {
+pub fn write(runs: &Runs) -> Result<String, quick_junit::SerializeError> {
     let mut report = Report::new("exitlab");
-    report.set_time(run.duration);
-    let mut suites: Vec<TestSuite> = Vec::new();
-    let mut add = |area: &str, case: TestCase| {
-        match suites.iter_mut().find(|suite| suite.name.as_str() == area) {
-            Some(suite) => suite.add_test_case(case),
-            None => {
-                let mut suite = TestSuite::new(area);
-                for (key, value) in
-                    [("kernel", &host.kernel), ("cpu", &host.cpu), ("kvm", &host.kvm)]
-                {
-                    suite.add_property(Property::new(key, value.as_str()));
-                }
-                suite.add_test_case(case);
-                suites.push(suite);
-                suites.last_mut().expect("just pushed")
-            }
+    report.set_time(runs.duration);
+    for host in &runs.hosts {
+        let mut suites: Vec<TestSuite> = Vec::new();
+        let mut add = |id: &CaseId, case: TestCase| {
+            let name = format!("{}.{}", host.info.name, id.area);
+            let at = suites.iter().position(|suite| suite.name.as_str() == name);
+            let at = at.unwrap_or_else(|| {
+                suites.push(suite(&name, &host.info));
+                suites.len() - 1
+            });
+            suites[at].add_test_case(case);
         };
-    };
-    for result in &run.results {
-        add(&result.case.id.area, case(result));
+        for result in &host.run.results {
+            let mut case = case(result);
+            case.set_classname(format!("{}.{}", host.info.name, result.case.spec.payload));
+            add(&result.case.id, case);
+        }
+        for id in &host.run.not_run {
+            let mut status = TestCaseStatus::non_success(NonSuccessKind::Error);
+            status.set_message("not run: the run was stopped before");
+            add(id, TestCase::new(id.to_string(), status));
+        }
+        report.add_test_suites(suites);
     }
-    for id in &run.not_run {
-        let mut status = TestCaseStatus::non_success(NonSuccessKind::Error);
-        status.set_message("not run: the run was stopped before");
-        add(&id.area, TestCase::new(id.to_string(), status));
-    }
-    report.add_test_suites(suites);
     report.to_string()
+}
+
+/// An empty suite of this host.
+fn suite(name: &str, host: &HostInfo) -> TestSuite {
+    let mut suite = TestSuite::new(name);
+    for (key, value) in [("kernel", &host.kernel), ("cpu", &host.cpu), ("kvm", &host.kvm)] {
+        suite.add_property(Property::new(key, value.as_str()));
+    }
+    if let Some(emulator) = &host.emulator {
+        suite.add_property(Property::new("emulator", emulator.as_str()));
+    }
+    suite
 }
 
 fn case(result: &CaseResult) -> TestCase {
@@ -57,7 +67,7 @@ fn case(result: &CaseResult) -> TestCase {
 
 fn filled(result: &CaseResult, status: TestCaseStatus) -> TestCase {
     let mut case = TestCase::new(result.case.id.to_string(), status);
-    case.set_classname(result.case.spec.payload.to_string()).set_time(result.duration);
+    case.set_time(result.duration);
     case.add_property(Property::new("about", result.case.spec.about.0.as_str()));
     if !result.command.is_empty() {
         case.add_property(Property::new("command", shell_line(&result.command)));
@@ -76,17 +86,17 @@ fn filled(result: &CaseResult, status: TestCaseStatus) -> TestCase {
 mod tests {
     use super::super::sample;
     use super::*;
-    use crate::case::CaseId;
 
     #[test]
     fn each_outcome_has_its_element_and_text_is_escaped() {
-        let mut run = sample::run();
-        run.not_run.push(CaseId { area: "tsc".into(), name: "late".into(), variant: None });
-        let xml = write(&run, &sample::host()).expect("a report");
+        let mut runs = sample::runs();
+        let late = CaseId { area: "tsc".into(), name: "late".into(), variant: None };
+        runs.hosts[0].run.not_run.push(late);
+        let xml = write(&runs).expect("a report");
         let read = Report::deserialize_from_str(&xml).expect("it reads back");
         assert_eq!((read.tests, read.failures, read.errors), (5, 1, 2), "{xml}");
         let names: Vec<_> = read.test_suites.iter().map(|s| s.name.as_str()).collect();
-        assert_eq!(names, ["apic", "tsc"]);
+        assert_eq!(names, ["kvm.apic", "kvm.tsc"]);
         for part in [
             r#"<failure message="a.rs:1: 1 &lt; 2 &amp; 3"/>"#,
             r#"<skipped message="needs cpuid:x2apic: no"/>"#,
@@ -98,5 +108,18 @@ mod tests {
         ] {
             assert!(xml.contains(part), "{part} in {xml}");
         }
+    }
+
+    #[test]
+    fn each_host_has_suites_of_its_own() {
+        let xml = write(&sample::two_hosts()).expect("a report");
+        let read = Report::deserialize_from_str(&xml).expect("it reads back");
+        let names: Vec<_> = read.test_suites.iter().map(|s| s.name.as_str()).collect();
+        assert_eq!(names, ["kvm.apic", "kvm.tsc", "amd.apic", "amd.tsc"]);
+        let amd = &read.test_suites[2];
+        let class = amd.test_cases[0].classname.as_ref().map(|name| name.as_str());
+        assert_eq!(class, Some("amd.apic::ipi"));
+        let property = |s: &TestSuite| s.properties.iter().any(|p| p.name.as_str() == "emulator");
+        assert!(property(amd) && !property(&read.test_suites[0]), "{xml}");
     }
 }

@@ -1,6 +1,7 @@
 //! What the commands share.
 
 pub mod lex;
+pub mod out;
 pub mod repository;
 
 use std::path::{Path, PathBuf};
@@ -11,6 +12,8 @@ use std::sync::atomic::AtomicBool;
 use testcases::build::{Options, build_payloads};
 use testcases::load::Catalog;
 use testcases::require::{self, Require};
+
+pub use out::Out;
 
 /// Why a command could not do its work, and the status the process ends with.
 #[derive(Debug)]
