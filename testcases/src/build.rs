@@ -1,9 +1,7 @@
 //! Builds the guest payloads, and refuses one that would not run everywhere.
 //!
 //! A payload is compiled for the bare machine by the toolchain that is there anyway: same target
-//! as the host, other flags. They go through the environment and with `--target`, so build scripts
-//! and macros, which run on the host, do not get them. Nothing here is done by hand, and nothing
-//! else builds payloads.
+//! as the host, other flags. Nothing here is done by hand, and nothing else builds payloads.
 //!
 //! ```no_run
 //! use testcases::build::{Options, build_payloads};
@@ -22,25 +20,13 @@ pub mod vector;
 pub use vmm::payload::{ElfError, Image, TestInfo, list_tests};
 
 use crate::load::{Catalog, Payload};
+use crate::reproducible;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-
-/// The one target payloads are built for.
-const TARGET: &str = "x86_64-unknown-linux-gnu";
-
-/// Variables of whoever runs this that would change how payloads are compiled, or where they go.
-const NOT_INHERITED: &[&str] = &[
-    "CARGO_BUILD_RUSTFLAGS",
-    "CARGO_BUILD_TARGET",
-    "CARGO_BUILD_TARGET_DIR",
-    "CARGO_TARGET_DIR",
-    "RUSTC_WORKSPACE_WRAPPER",
-    "RUSTFLAGS",
-];
 
 /// How payloads are built.
 #[derive(Clone, Debug)]
@@ -76,6 +62,9 @@ pub enum BuildError {
         /// Why it did not.
         source: io::Error,
     },
+    /// There is no compiler to build them for.
+    #[error("the payloads cannot be built: {0}")]
+    Toolchain(String),
     /// The compiler or linker refused.
     #[error("the payloads do not build ({status}); cargo said:\n{output}")]
     Cargo {
@@ -127,7 +116,7 @@ pub enum BuildError {
 /// moment if nothing changed; says nothing if it succeeds.
 pub fn build_payloads(workspace: &Path, options: &Options) -> Result<Built, BuildError> {
     let workspace = fs::canonicalize(workspace).map_err(file("find", workspace))?;
-    let mut command = cargo(&workspace, options, "build");
+    let mut command = cargo(&workspace, options, "build")?;
     command.arg("--message-format=json-render-diagnostics");
     let executables = executables(&run(command, options)?)?;
     if executables.is_empty() {
@@ -149,7 +138,7 @@ pub fn build_payloads(workspace: &Path, options: &Options) -> Result<Built, Buil
 /// Runs clippy on the payloads, which an ordinary run for the host leaves out; warnings are errors.
 pub fn lint_payloads(workspace: &Path, options: &Options) -> Result<(), BuildError> {
     let workspace = fs::canonicalize(workspace).map_err(file("find", workspace))?;
-    let mut command = cargo(&workspace, options, "clippy");
+    let mut command = cargo(&workspace, options, "clippy")?;
     command.args(["--", "-D", "warnings"]);
     run(command, options).map(drop)
 }
@@ -167,8 +156,7 @@ pub fn check(payload: &str, bytes: &[u8]) -> Result<Vec<TestInfo>, BuildError> {
 }
 
 /// Cargo on the payloads, with the flags they need.
-fn cargo(workspace: &Path, options: &Options, subcommand: &str) -> Command {
-    let remap = format!("--remap-path-prefix={}=.", workspace.display());
+fn cargo(workspace: &Path, options: &Options, subcommand: &str) -> Result<Command, BuildError> {
     let flags = [
         // CPL 0 may be interpreted by a hypervisor that knows few vector instructions. rustc warns
         // that the ABI of floating-point values changes with this; payloads pass none.
@@ -177,21 +165,14 @@ fn cargo(workspace: &Path, options: &Options, subcommand: &str) -> Command {
         "-Crelocation-model=static",
         "-Cno-redzone=yes",
         "-Cforce-unwind-tables=no",
-        // The same bytes wherever the workspace lies.
-        &remap,
     ];
-    let mut command = Command::new(&options.cargo);
+    let mut command = reproducible::cargo(&options.cargo, workspace, subcommand, &flags)
+        .map_err(BuildError::Toolchain)?;
     command
-        .current_dir(workspace)
-        .arg(subcommand)
         .args(["--quiet", "--package=guest-payloads", "--bins"])
-        .args(["--profile=payload", "--features=bare-metal", "--target", TARGET])
-        .args(["--target-dir", "target/payloads/build"])
-        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
-    for name in NOT_INHERITED {
-        command.env_remove(name);
-    }
-    command
+        .args(["--profile=payload", "--features=bare-metal"])
+        .args(["--target-dir", "target/payloads/build"]);
+    Ok(command)
 }
 
 /// Runs cargo to its end: its standard output, or an error with what it had to say.

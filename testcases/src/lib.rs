@@ -21,6 +21,7 @@ pub mod need;
 pub mod process;
 pub mod program;
 pub mod report;
+pub mod reproducible;
 pub mod require;
 pub mod runner;
 pub mod schedule;

@@ -1,4 +1,4 @@
-//! Builds the `vmm` program that cases run.
+//! Builds the `vmm` program that cases run, and other programs of this workspace.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -19,14 +19,31 @@ const LIMIT: Duration = Duration::from_secs(20 * 60);
 ///
 /// The build failed or took longer than twenty minutes; what to run to see it alone.
 pub fn build_vmm(root: &Path, cargo: &OsStr, cancel: &AtomicBool) -> Result<PathBuf, String> {
+    let mut command = Command::new(cargo);
+    // Cargo builds dependencies with the features that the chosen packages want together. Naming
+    // xtask, which is built already, makes that the same set, and nothing twice.
+    command
+        .args(["build", "--package", "vmm", "--package", "xtask", "--bin", "vmm"])
+        .current_dir(root);
+    let [vmm] = build(&mut command, ["vmm"], cancel)
+        .map_err(|why| format!("{why}; `cargo build --package vmm --bin vmm` shows it alone"))?;
+    Ok(vmm)
+}
+
+/// Runs this `cargo build` and returns the paths of the programs of these names that it made. The
+/// compiler's messages go to this process's standard error.
+///
+/// # Errors
+///
+/// The build failed or took longer than twenty minutes, or does not make such a program.
+pub fn build<const N: usize>(
+    command: &mut Command,
+    names: [&str; N],
+    cancel: &AtomicBool,
+) -> Result<[PathBuf; N], String> {
     let mut messages = Vec::new();
     let ended = process::run(
-        Command::new(cargo)
-            // Cargo builds dependencies with the features that the chosen packages want together.
-            // Naming xtask, which is built already, makes that the same set, and nothing twice.
-            .args(["build", "--package", "vmm", "--package", "xtask", "--bin", "vmm"])
-            .arg("--message-format=json-render-diagnostics")
-            .current_dir(root),
+        command.arg("--message-format=json-render-diagnostics"),
         LIMIT,
         cancel,
         &mut |stream, bytes| match stream {
@@ -39,14 +56,16 @@ pub fn build_vmm(root: &Path, cargo: &OsStr, cancel: &AtomicBool) -> Result<Path
         },
     );
     if ended != Ended::Exited(0) {
-        return Err(format!(
-            "cannot build the vmm program: {ended}; `cargo build --package vmm --bin vmm` shows it \
-             alone"
-        ));
+        return Err(format!("cannot build the program {}: {ended}", names.join(" and ")));
     }
-    executable(&String::from_utf8_lossy(&messages), "vmm").ok_or_else(|| {
-        "cargo built package vmm and named no program `vmm`; is its [[bin]] still there?".into()
-    })
+    let messages = String::from_utf8_lossy(&messages);
+    let mut paths = names.map(|_| PathBuf::new());
+    for (path, name) in paths.iter_mut().zip(names) {
+        *path = executable(&messages, name).ok_or_else(|| {
+            format!("cargo built no program `{name}`; is its [[bin]] still there?")
+        })?;
+    }
+    Ok(paths)
 }
 
 /// The path of the program `name` in cargo's JSON messages.
@@ -78,6 +97,6 @@ mod tests {
         let error = build_vmm(Path::new("/"), OsStr::new("false"), &cancel).unwrap_err();
         assert!(error.contains("status 1") && error.contains("cargo build"), "{error}");
         let error = build_vmm(Path::new("/"), OsStr::new("true"), &cancel).unwrap_err();
-        assert!(error.contains("named no program"), "{error}");
+        assert!(error.contains("no program `vmm`"), "{error}");
     }
 }

@@ -7,11 +7,13 @@
 pub mod bochs;
 pub mod compression;
 pub mod cpio;
+pub mod image;
 pub mod kernel;
 pub mod machine;
 pub mod modules;
 pub mod pieces;
 pub mod plan;
+pub mod programs;
 pub mod qemu;
 pub mod run;
 pub mod session;
