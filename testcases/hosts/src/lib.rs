@@ -4,4 +4,5 @@
 //! distribution's own kernel with an initramfs made here, whose first process runs cases with the
 //! same runner as everywhere, and reports through the debug console port 0xE9.
 
+pub mod fetch;
 pub mod pieces;
