@@ -25,6 +25,8 @@ mod error;
 mod index;
 mod own;
 mod piece;
+#[cfg(test)]
+mod tests;
 mod tool;
 
 use std::path::{Path, PathBuf};
@@ -249,7 +251,7 @@ impl<'a> Fetcher<'a> {
     }
 
     fn tell(&self, piece: Piece, program: &Program) -> Result<Result<String, String>, FetchError> {
-        own::tell(piece, program, self.cancel, &std::env::temp_dir())
+        own::tell(piece, program, self.cancel)
     }
 
     /// The firmware of a Bochs that is not ours, from beside it or from packages.

@@ -64,7 +64,6 @@ pub(super) fn tell(
     piece: Piece,
     program: &Program,
     cancel: &AtomicBool,
-    dir: &Path,
 ) -> Result<Result<String, String>, FetchError> {
     // What is asked, what stands before the version in the answer; what is asked next, and a line
     // that must begin so.
@@ -74,10 +73,9 @@ pub(super) fn tell(
     };
     let run = |args: &[&str]| {
         let mut command = program.command();
-        // Not to write a log into whatever directory the user is in.
-        command.args(args).env("LC_ALL", "C.UTF-8").current_dir(dir);
+        command.args(args).env("LC_ALL", "C.UTF-8");
         // Bochs tells its version on standard error.
-        match tool::run_both(&mut command, TELL_LIMIT, cancel, dir) {
+        match tool::run_both(&mut command, TELL_LIMIT, cancel, &program.path) {
             Ok((out, err)) => Ok(Ok(out + "\n" + &err)),
             Err(FetchError::Cancelled) => Err(FetchError::Cancelled),
             Err(error) => Ok(Err(error.to_string())),
