@@ -43,9 +43,9 @@ APT::Default-Release "";
 APT::Sandbox::User "root";
 // An index that cannot be fetched is an error, not a warning.
 APT::Update::Error-Mode "any";
-Acquire::Retries "2";
-Acquire::http::Timeout "30";
-Acquire::https::Timeout "30";
+Acquire::Retries "1";
+Acquire::http::Timeout "20";
+Acquire::https::Timeout "20";
 Dir::Etc::SourceParts "/dev/null";
 Dir::Etc::Preferences "/dev/null";
 Dir::Etc::PreferencesParts "/dev/null";
@@ -234,7 +234,11 @@ impl<'a> Archive<'a> {
                 std::thread::sleep(TICK);
             }
             match running.join() {
-                Ok(ended) => ended.map(|_| ()),
+                Ok(ended) => {
+                    ended?;
+                    progress.at(wanted.iter().map(|package| package.size).sum());
+                    Ok(())
+                }
                 Err(panic) => std::panic::resume_unwind(panic),
             }
         })

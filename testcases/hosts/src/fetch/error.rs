@@ -106,12 +106,13 @@ fn advice(error: &io::Error) -> &'static str {
     }
 }
 
-/// Several things as one sentence.
+/// Several things as one sentence, without its full stop.
 struct Listed<'a>(&'a [String]);
 
 impl fmt::Display for Listed<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.join("; "))
+        let parts: Vec<_> = self.0.iter().map(|part| part.trim_end_matches('.')).collect();
+        f.write_str(&parts.join("; "))
     }
 }
 

@@ -347,19 +347,24 @@ impl<'a> Fetcher<'a> {
         }
         let mut suites = self.suites.clone();
         suites.truncate(if newest_only { 1 } else { suites.len() });
+        let mut failed: Vec<String> = Vec::new();
         for suite in suites {
             for mirror in &mirrors {
                 match self.attempt(piece, &suite, mirror) {
-                    Ok(record) => return Ok(Some(record)),
-                    Err(Failed::All(error)) => return Err(error),
-                    Err(Failed::Suite(why)) => {
-                        let why = format!("Debian {suite} from {mirror}: {why}");
-                        self.progress.note(&format!("{} is not from there. {why}", piece.name()));
-                        tried.push(why);
+                    Ok(record) => {
+                        if !failed.is_empty() {
+                            let (piece, why) = (piece.name(), failed.join("; "));
+                            self.progress.note(&format!("{piece} is from Debian {suite}: {why}"));
+                        }
+                        return Ok(Some(record));
                     }
+                    Err(Failed::All(error)) => return Err(error),
+                    Err(Failed::Suite(why)) if failed.contains(&why) => {}
+                    Err(Failed::Suite(why)) => failed.push(why),
                 }
             }
         }
+        tried.append(&mut failed);
         Ok(None)
     }
 
@@ -370,7 +375,11 @@ impl<'a> Fetcher<'a> {
             Ok(archive) => archive,
             Err(why) => return Err(Failed::Suite(why.clone())),
         };
-        let packages = archive.packages(piece.roots(), piece.follow())?;
+        let from = |failed| match failed {
+            Failed::Suite(why) => Failed::Suite(format!("Debian {suite} from {mirror}: {why}")),
+            all => all,
+        };
+        let packages = archive.packages(piece.roots(), piece.follow()).map_err(from)?;
         let debs = self.cache.debs();
         let missing = archive::bad(&debs, &packages)?;
         let needed = missing.iter().map(|(package, _)| package.size).sum::<u64>()
@@ -384,12 +393,15 @@ impl<'a> Fetcher<'a> {
         }
         let what = format!("{}: {} packages of Debian {suite}", piece.name(), packages.len());
         archive.download(&what, &packages, self.progress)?;
-        self.unpack(piece, suite, &packages)
+        self.unpack(piece, suite, &packages).map_err(from)
     }
 
-    /// Opens a suite on a mirror, once; where it is in `self.opened`.
+    /// Opens a suite on a mirror, once; where it is in `self.opened`. A mirror that could not be
+    /// reached for one suite is not asked for another.
     fn open(&mut self, suite: &str, mirror: &str) -> Result<usize, Failed> {
-        let is_it = |opened: &Opened| opened.suite == suite && opened.mirror == mirror;
+        let is_lost =
+            |opened: &Opened| opened.archive.as_ref().is_err_and(|why| is_unreachable(why));
+        let is_it = |o: &Opened| o.mirror == mirror && (o.suite == suite || is_lost(o));
         if let Some(index) = self.opened.iter().position(is_it) {
             return Ok(index);
         }
@@ -398,12 +410,14 @@ impl<'a> Fetcher<'a> {
         let (tools, dir) = (self.tools.clone(), &self.cache.dir);
         let archive = Archive::open(tools, self.cancel, dir, &debs, mirror, suite);
         self.progress.done();
-        let (suite, mirror) = (suite.to_owned(), mirror.to_owned());
         let archive = match archive {
             Ok(archive) => Ok(archive),
-            Err(error @ FetchError::Tool { .. }) => Err(error.to_string()),
+            Err(error @ FetchError::Tool { .. }) => {
+                Err(format!("Debian {suite} from {mirror}: {error}"))
+            }
             Err(error) => return Err(Failed::All(error)),
         };
+        let (suite, mirror) = (suite.to_owned(), mirror.to_owned());
         self.opened.push(Opened { suite, mirror, archive });
         Ok(self.opened.len() - 1)
     }
@@ -443,6 +457,19 @@ impl<'a> Fetcher<'a> {
             }
         }
     }
+}
+
+/// Whether apt's words mean that there is no way to the mirror.
+fn is_unreachable(why: &str) -> bool {
+    const WORDS: [&str; 6] = [
+        "Temporary failure resolving",
+        "Could not resolve",
+        "Could not connect",
+        "Unable to connect",
+        "Network is unreachable",
+        "onnection timed out",
+    ];
+    WORDS.iter().any(|words| why.contains(words))
 }
 
 /// Where a piece is from, for people.

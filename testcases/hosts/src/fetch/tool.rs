@@ -81,11 +81,18 @@ pub(super) fn run_both(
         Ended::Exited(0) => Ok((text(&out), text(&err))),
         Ended::Cancelled => Err(FetchError::Cancelled),
         ended => {
-            let said = excerpt(&err.contents(), 0, 6);
+            let mut said = excerpt(&err.contents(), 0, 6);
             if said.iter().any(|line| FULL.iter().any(|full| line.contains(full))) {
                 let free = super::cache::free(dir);
                 let piece = "what is needed".to_owned();
                 return Err(FetchError::Full { piece, dir: dir.to_owned(), needed: None, free });
+            }
+            // apt marks what counts, and its last words only count what it said before.
+            let errors = said.iter().filter_map(|line| line.strip_prefix("E: "));
+            let errors = errors.filter(|line| !line.starts_with("Some index files failed"));
+            let errors: Vec<String> = errors.map(str::to_owned).collect();
+            if !errors.is_empty() {
+                said = errors;
             }
             Err(FetchError::Tool { command: name(command), ended: ended.to_string(), said })
         }

@@ -37,8 +37,12 @@ pub struct World {
 const APT_GET: &str = r#"
 case "$*" in
 *--print-uris*) cat "$HERE/uris" ;;
-*' update') [ -e "$HERE/$SUITE.index" ] || {
-        echo "E: Failed to fetch x  Temporary failure resolving 'mirror.example.invalid'" >&2; exit 100; } ;;
+*' update')
+    ls "$HERE"/*.index >/dev/null 2>&1 || {
+        echo "E: Failed to fetch x  Temporary failure resolving 'mirror.example.invalid'" >&2
+        echo "E: Some index files failed to download. They have been ignored." >&2; exit 100; }
+    [ -e "$HERE/$SUITE.index" ] || {
+        echo "E: The repository 'x $SUITE Release' does not have a Release file." >&2; exit 100; } ;;
 *' download '*) for a in "$@"; do case "$a" in -*|Dir*) ;; *=*)
         deb=${a%%=*}_${a#*=}_amd64.deb
         cp "$HERE/pool/$SUITE/$deb" . || exit 100
