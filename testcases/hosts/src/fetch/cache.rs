@@ -5,8 +5,8 @@
 //! DIR/qemu.json         the record of a piece: its packages with their sums, its tree with its files
 //! DIR/trees/qemu-1234…  the tree, named for the packages and their sums
 //! DIR/debs/*.deb        packages
-//! DIR/apt/SUITE         apt's own state for a suite
-//! DIR/unpacking         a tree that is not whole yet
+//! DIR/apt/SUITE         apt's own state for a suite, about 65 MB
+//! DIR/unpacking-0       a tree that is not whole yet
 //! ```
 //!
 //! A tree is made whole before it is renamed to its name, and a record is written after that. So
@@ -27,6 +27,9 @@ use super::{FetchError, Progress};
 
 /// The version of the record's format; a record of another version is not used.
 const FORMAT: u32 = 1;
+
+/// How the names of trees begin that are not whole yet.
+const UNPACKING: &str = "unpacking-";
 
 /// What a package holds for people and installers, and no host uses.
 const UNUSED: [&str; 8] = [
@@ -92,28 +95,36 @@ impl Cache {
 
     /// An empty directory for a tree that is being unpacked. Whoever calls it holds the lock.
     pub fn begin_tree(&self) -> Result<PathBuf, FetchError> {
-        let dir = self.dir.join("unpacking");
-        match fs::remove_dir_all(&dir) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                return Err(FetchError::io("remove", &dir)(e));
+        make_dir(&self.dir)?;
+        let error = || FetchError::io("read", &self.dir);
+        for entry in fs::read_dir(&self.dir).map_err(error())? {
+            let entry = entry.map_err(error())?;
+            if entry.file_name().to_string_lossy().starts_with(UNPACKING) {
+                // What a killed process left. If its child still writes there, it stays for now.
+                let _ = fs::remove_dir_all(entry.path());
             }
-            _ => {}
         }
-        make_dir(&dir)?;
-        Ok(dir)
+        for number in 0_u64.. {
+            let dir = self.dir.join(format!("{UNPACKING}{number}"));
+            match fs::create_dir(&dir) {
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                made => return made.map(|()| dir.clone()).map_err(FetchError::io("create", &dir)),
+            }
+        }
+        Err(error()(io::ErrorKind::AlreadyExists.into()))
     }
 
-    /// Takes the unpacked tree over as what `packages` are for `piece`, and records it.
+    /// Takes a tree that was unpacked over as what `packages` are for `piece`, and records it.
     pub fn finish_tree(
         &self,
+        unpacked: &Path,
         piece: &str,
         suite: &str,
         version: &str,
         packages: &[Package],
     ) -> Result<Record, FetchError> {
-        let unpacked = self.dir.join("unpacking");
         let mut files = BTreeMap::new();
-        list(&unpacked, Path::new(""), &mut files)?;
+        list(unpacked, Path::new(""), &mut files)?;
         let record = Record {
             format: FORMAT,
             suite: suite.to_owned(),
@@ -127,7 +138,7 @@ impl Cache {
         if tree.exists() {
             fs::remove_dir_all(&tree).map_err(FetchError::io("remove", &tree))?;
         }
-        fs::rename(&unpacked, &tree).map_err(FetchError::io("rename to", &tree))?;
+        fs::rename(unpacked, &tree).map_err(FetchError::io("rename to", &tree))?;
         let path = self.dir.join(format!("{piece}.json"));
         let new = path.with_extension("json.new");
         let text = serde_json::to_vec(&record).map_err(io::Error::other);

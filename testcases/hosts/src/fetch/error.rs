@@ -32,14 +32,12 @@ pub enum FetchError {
     },
     /// There is not enough room on the disk.
     #[error(
-        "there is no room for {piece} in {}: {}. Free some, or let CARGO_TARGET_DIR name a directory \
-         on a larger disk",
+        "there is no room in {}: {}. Free some, or let CARGO_TARGET_DIR name a directory on a larger \
+         disk",
         dir.display(),
         Room(*.needed, *.free)
     )]
     Full {
-        /// What was to be put there.
-        piece: String,
         /// Where.
         dir: PathBuf,
         /// How many bytes it takes, if that is known.
@@ -87,12 +85,15 @@ impl FetchError {
         let path = path.to_owned();
         move |source| match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                let dir = path.parent().map_or_else(|| path.clone(), Path::to_owned);
-                let free = super::cache::free(&dir);
-                FetchError::Full { piece: "it".to_owned(), dir, needed: None, free }
+                FetchError::full(path.parent().unwrap_or(&path), None)
             }
             _ => FetchError::Io { what, path, source },
         }
+    }
+
+    /// There is not enough room in `dir` for `needed` bytes more.
+    pub(super) fn full(dir: &Path, needed: Option<u64>) -> FetchError {
+        FetchError::Full { dir: dir.to_owned(), needed, free: super::cache::free(dir) }
     }
 }
 
@@ -131,15 +132,10 @@ struct Room(Option<u64>, Option<u64>);
 impl fmt::Display for Room {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mega = |bytes: u64| bytes.div_ceil(1_000_000);
-        match (self.0, self.1) {
-            (Some(needed), Some(free)) => {
-                write!(f, "it takes about {} MB, and {} MB are free", mega(needed), mega(free))
-            }
-            (Some(needed), None) => write!(f, "it takes about {} MB", mega(needed)),
-            (None, Some(free)) => {
-                write!(f, "the disk or a quota is full, {} MB are free", mega(free))
-            }
-            (None, None) => f.write_str("the disk or a quota is full"),
+        match self.0 {
+            Some(needed) => write!(f, "it takes about {} MB", mega(needed))?,
+            None => f.write_str("the disk, its inodes or a quota are used up")?,
         }
+        self.1.map_or(Ok(()), |free| write!(f, ", and {} MB are free", mega(free)))
     }
 }

@@ -49,6 +49,9 @@ const NEWEST: &str = "trixie";
 /// Names under which an apt configuration may know a suite of Debian beside its codename.
 const ALIASES: [&str; 5] = ["stable", "oldstable", "testing", "unstable", "sid"];
 
+/// How many bytes apt's state for a suite takes, and what it takes to make it.
+const INDEX: u64 = 100_000_000;
+
 /// What the user is told while something is fetched.
 pub trait Progress {
     /// Something begins; it is done after this many bytes, if that is known.
@@ -384,13 +387,7 @@ impl<'a> Fetcher<'a> {
         let missing = archive::bad(&debs, &packages)?;
         let needed = missing.iter().map(|(package, _)| package.size).sum::<u64>()
             + packages.iter().map(|package| package.installed << 10).sum::<u64>();
-        if let Some(free) = cache::free(&debs)
-            && free < needed
-        {
-            let piece = piece.name().to_owned();
-            let (needed, free) = (Some(needed), Some(free));
-            return Err(Failed::All(FetchError::Full { piece, dir: debs, needed, free }));
-        }
+        room(&debs, needed)?;
         let what = format!("{}: {} packages of Debian {suite}", piece.name(), packages.len());
         archive.download(&what, &packages, self.progress)?;
         self.unpack(piece, suite, &packages).map_err(from)
@@ -408,7 +405,8 @@ impl<'a> Fetcher<'a> {
         self.progress.started(&format!("index of Debian {suite}"), None);
         let debs = self.cache.debs();
         let (tools, dir) = (self.tools.clone(), &self.cache.dir);
-        let archive = Archive::open(tools, self.cancel, dir, &debs, mirror, suite);
+        let archive = room(dir, INDEX)
+            .and_then(|()| Archive::open(tools, self.cancel, dir, &debs, mirror, suite));
         self.progress.done();
         let archive = match archive {
             Ok(archive) => Ok(archive),
@@ -436,9 +434,16 @@ impl<'a> Fetcher<'a> {
         let unpacked =
             archive::unpack(&self.tools, self.cancel, &debs, packages, &tree, self.progress);
         self.progress.done();
-        unpacked?;
-        let version = self.prove(piece, &tree)?;
-        Ok(self.cache.finish_tree(piece.key(), suite, &version, packages)?)
+        let version = unpacked.map_err(Failed::All).and_then(|()| self.prove(piece, &tree));
+        let finish = |version: String| {
+            Ok(self.cache.finish_tree(&tree, piece.key(), suite, &version, packages)?)
+        };
+        let record = version.and_then(finish);
+        if record.is_err() {
+            // It may be what fills the disk. Left behind, it would be removed the next time.
+            let _ = std::fs::remove_dir_all(&tree);
+        }
+        record
     }
 
     /// Tries what was unpacked; its version.
@@ -456,6 +461,14 @@ impl<'a> Fetcher<'a> {
                 (bios.is_file() && vga.is_file()).then(String::new).ok_or_else(lacks)
             }
         }
+    }
+}
+
+/// Whether there is room for `needed` bytes more in `dir`, as far as that can be told.
+fn room(dir: &Path, needed: u64) -> Result<(), FetchError> {
+    match cache::free(dir) {
+        Some(free) if free < needed => Err(FetchError::full(dir, Some(needed))),
+        _ => Ok(()),
     }
 }
 

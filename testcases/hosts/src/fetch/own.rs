@@ -231,22 +231,65 @@ fn release(image: &Path) -> Result<String, String> {
     let mut start = Vec::new();
     let file = fs::File::open(image).map_err(|e| error(&e.to_string()))?;
     file.take(65 * 512).read_to_end(&mut start).map_err(|e| error(&e.to_string()))?;
-    let no_image = || error("this is no bzImage: it has not the header of Linux's boot protocol");
+    release_in(&start).map_err(error)
+}
+
+fn release_in(start: &[u8]) -> Result<String, &'static str> {
+    const SILENT: &str = "this bzImage does not tell its release";
     if start.get(0x202..0x206) != Some(b"HdrS") {
-        return Err(no_image());
+        return Err("this is no bzImage: it has not the header of Linux's boot protocol");
     }
     let pointer = start.get(0x20e..0x210).map_or(0, |p| u16::from_le_bytes([p[0], p[1]]));
     let text = start.get(usize::from(pointer) + 0x200..).filter(|_| pointer != 0);
-    let text = text.ok_or_else(|| error("this bzImage does not tell its release"))?;
-    let word = text.split(|b| *b == 0 || *b == b' ').next().unwrap_or_default();
+    let word = text.ok_or(SILENT)?.split(|b| *b == 0 || *b == b' ').next().unwrap_or_default();
     let word = std::str::from_utf8(word).ok().filter(|word| {
-        !word.is_empty() && word.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-._~".contains(&b))
+        word.starts_with(|c: char| c.is_ascii_digit())
+            && word.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-._~".contains(&b))
     });
-    word.map(str::to_owned).ok_or_else(|| error("this bzImage does not tell its release"))
+    word.map(str::to_owned).ok_or(SILENT)
 }
 
 /// Whether a file is an ELF program that needs no loader.
 pub(super) fn is_static(file: &Path) -> bool {
     let bytes = fs::read(file).unwrap_or_default();
     goblin::elf::Elf::parse(&bytes).is_ok_and(|elf| elf.interpreter.is_none())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn versions_are_compared_as_numbers() {
+        for version in ["7.2", "7.2.22", "7.10", "10.0.13", "8", "7.2-rc1"] {
+            assert!(is_at_least(version, QEMU), "{version}");
+        }
+        for version in ["7.1.99", "6", "", "x", "0.9", "99999999999999999999"] {
+            assert!(!is_at_least(version, QEMU), "{version}");
+        }
+        let text = "  Bochs x86 Emulator 3.0\n";
+        assert_eq!(version_after(text, "Bochs x86 Emulator "), Some("3.0".to_owned()));
+        assert_eq!(version_after("Bochs x86 Emulator devel", "Bochs x86 Emulator "), None);
+        assert_eq!(version_after("Bochs x86 Emulator ", "Bochs x86 Emulator "), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_image_causes_a_panic(
+            mut image in proptest::collection::vec(any::<u8>(), 0x206..0x500),
+            pointer in any::<u16>(),
+            marked in any::<bool>(),
+        ) {
+            if marked {
+                image[0x202..0x206].copy_from_slice(b"HdrS");
+            }
+            if let Some(field) = image.get_mut(0x20e..0x210) {
+                field.copy_from_slice(&pointer.to_le_bytes());
+            }
+            if let Ok(release) = release_in(&image) {
+                prop_assert!(marked && !release.is_empty() && !release.contains('/'));
+            }
+        }
+    }
 }

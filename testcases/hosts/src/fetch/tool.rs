@@ -83,9 +83,7 @@ pub(super) fn run_both(
         ended => {
             let mut said = excerpt(&err.contents(), 0, 6);
             if said.iter().any(|line| FULL.iter().any(|full| line.contains(full))) {
-                let free = super::cache::free(dir);
-                let piece = "what is needed".to_owned();
-                return Err(FetchError::Full { piece, dir: dir.to_owned(), needed: None, free });
+                return Err(FetchError::full(dir, None));
             }
             // apt marks what counts, and its last words only count what it said before.
             let errors = said.iter().filter_map(|line| line.strip_prefix("E: "));

@@ -116,7 +116,7 @@ fn without_debian_one_paragraph_says_what_to_do() {
 fn a_full_disk_is_told_as_such() {
     let world = World::with_archive();
     world.write("dpkg-fails", "dpkg-deb: error: failed to write: No space left on device");
-    says(world.qemu(), &["a cache/unpacking", "MB are free", "CARGO_TARGET_DIR"]);
+    says(world.qemu(), &["a cache/unpacking-0", "MB are free", "CARGO_TARGET_DIR"]);
     assert_eq!(world.ran("dpkg-deb"), 1, "another suite would not fit either");
     world.remove("dpkg-fails");
     world.qemu().expect("with room it goes on");
@@ -126,7 +126,7 @@ fn a_full_disk_is_told_as_such() {
     let text = fs::read_to_string(&index).expect("the index");
     let huge = format!("Installed-Size: {}", u64::MAX >> 20);
     fs::write(index, text.replacen("Installed-Size: 1", &huge, 1)).expect("it is written");
-    says(world.qemu(), &["it takes about 18014398", "MB are free"]);
+    says(world.qemu(), &["a cache/debs", "it takes about 18014398", "MB are free"]);
     assert_eq!(world.ran(" download "), 0);
 }
 
@@ -136,12 +136,13 @@ fn what_was_interrupted_is_not_used() {
     world.write("dpkg-fails", "dpkg-deb: error: archive is broken");
     says(world.qemu(), &["`dpkg-deb", "archive is broken", "--qemu"]);
     // What a killed process leaves: some of the files, and no record.
-    world.write("a cache/unpacking/usr/bin/qemu-system-x86_64", "half");
+    world.write("a cache/unpacking-0/usr/bin/qemu-system-x86_64", "half");
     world.write("a cache/qemu.json.new", "{");
     world.remove("dpkg-fails");
     let qemu = world.qemu().expect("QEMU");
     assert_eq!(qemu.version, "10.0.13");
-    assert!(!world.cache().dir.join("unpacking").exists());
+    let left = |dir: &str| fs::read_dir(world.cache().dir.join(dir)).expect("a directory").count();
+    assert_eq!((left("trees"), left("")), (1, 5), "lock, debs, trees, apt and a record");
 
     world.cancel.store(true, Ordering::Relaxed);
     assert!(matches!(world.bochs(), Err(FetchError::Cancelled)));

@@ -94,7 +94,7 @@ fn a_kernel_of_the_users_own_is_found_with_its_modules() {
     let empty = world.dir.path().join("bin");
     says(named(empty), &["--host-kernel (or EXITLAB_HOST_KERNEL)", "holds no bzImage"]);
     says(named("/no/such/kernel".into()), &["/no/such/kernel", "No such file"]);
-    for bad in [&b"MZ"[..], &[0; 0x400], &bzimage("6.9\u{1b}"), &bzimage("")] {
+    for bad in [&b"MZ"[..], &[0; 0x400], &bzimage("6.9\u{1b}"), &bzimage(".."), &bzimage("")] {
         let file = world.dir.path().join("bad");
         fs::write(&file, bad).expect("a file");
         says(named(file), &["/bad: this"]);
