@@ -5,8 +5,9 @@
 //!
 //! 1. what the user points to ([`Own`]); if that cannot be used, it is an error and nothing else is
 //!    tried;
-//! 2. QEMU and Bochs on PATH. QEMU from 7.2 on is good enough. Bochs is from 3.0 on, which brings
-//!    APICv and posted interrupts; an older one is used if 3.0 cannot be fetched;
+//! 2. QEMU, Bochs and a statically linked busybox on PATH. QEMU from 7.2 on is good enough. Bochs is
+//!    from 3.0 on, which brings APICv and posted interrupts; an older one is used if 3.0 cannot be
+//!    fetched;
 //! 3. what was fetched before: no program is started for it, and no network used;
 //! 4. packages of the newest stable Debian known here, from the mirror that the machine's own apt
 //!    configuration names. They run on an older Debian with their own loader and libraries;
@@ -108,8 +109,7 @@ impl<'a> Fetcher<'a> {
         // apt would take a relative path as one below /.
         let dir = std::path::absolute(cache).unwrap_or_else(|_| cache.to_owned());
         let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
-        let codename = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
-        let codename = codename.map(|name| name.trim_matches('"')).filter(|name| *name != NEWEST);
+        let codename = codename(&release).filter(|name| *name != NEWEST);
         let suites = [NEWEST].into_iter().chain(codename).map(str::to_owned);
         Fetcher {
             cache: Cache { dir },
@@ -201,11 +201,10 @@ impl<'a> Fetcher<'a> {
     ///
     /// There is none and none can be fetched.
     pub fn busybox(&mut self) -> Result<PathBuf, FetchError> {
-        let mut tried = vec!["no statically linked busybox on PATH".to_owned()];
         if let Some(found) = self.tools.find("busybox").filter(|file| own::is_static(file)) {
-            tried.clear();
             return Ok(found);
         }
+        let tried = vec!["no statically linked busybox on PATH".to_owned()];
         let record = self.ensure(Piece::Busybox, tried, false)?;
         let tree = self.cache.tree(&record);
         piece::busybox(&tree).ok_or_else(|| vanished(&tree))
@@ -462,6 +461,15 @@ impl<'a> Fetcher<'a> {
             }
         }
     }
+}
+
+/// The codename in the text of os-release(5), if it is of a Debian.
+fn codename(release: &str) -> Option<&str> {
+    let field = |name: &str| {
+        let value = release.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+        value.map(|value| value.trim_matches('"'))
+    };
+    field("VERSION_CODENAME").filter(|_| field("ID") == Some("debian"))
 }
 
 /// Whether there is room for `needed` bytes more in `dir`, as far as that can be told.

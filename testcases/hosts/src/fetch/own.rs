@@ -191,14 +191,16 @@ pub(super) fn kernel(path: &Path) -> Result<Kernel, String> {
 
 /// The one kernel image in a directory or its `boot`.
 fn image_in(dir: &Path) -> Result<(PathBuf, String), String> {
-    let mut images = Vec::new();
+    let (mut images, mut others) = (Vec::new(), Vec::new());
     for dir in [dir.join("boot"), dir.to_owned()] {
         for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
             let name = entry.file_name();
             let is_image =
                 name.to_str().is_some_and(|n| n.starts_with("vmlinuz") || n == "bzImage");
-            if let (true, Ok(release)) = (is_image, release(&entry.path())) {
-                images.push((entry.path(), release));
+            match is_image.then(|| release(&entry.path())) {
+                None => {}
+                Some(Ok(release)) => images.push((entry.path(), release)),
+                Some(Err(why)) => others.push(why),
             }
         }
     }
@@ -208,8 +210,11 @@ fn image_in(dir: &Path) -> Result<(PathBuf, String), String> {
     match images.len() {
         1 => Ok(images.remove(0)),
         0 => Err(format!(
-            "{} holds no bzImage (vmlinuz* or bzImage, in it or in its directory boot)",
-            dir.display()
+            "{} holds no bzImage that can be read (vmlinuz* or bzImage, in it or in its directory \
+             boot){}{}",
+            dir.display(),
+            if others.is_empty() { "" } else { ": " },
+            others.join("; ")
         )),
         _ => {
             let names: Vec<_> = images.iter().map(|(p, _)| p.display().to_string()).collect();

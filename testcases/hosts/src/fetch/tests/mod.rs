@@ -7,7 +7,7 @@ use std::fs;
 use std::sync::atomic::Ordering;
 
 use super::piece::Piece;
-use super::{FetchError, Fetcher, Flavour, Own};
+use super::{FetchError, Fetcher, Flavour, Own, codename};
 use world::{MIRROR, Told, World, bochs, script};
 
 /// The error's text, which must have all of `words`.
@@ -180,6 +180,16 @@ fn the_machines_own_suite_is_the_second_choice() {
     let uris = fs::read_to_string(world.dir.path().join("uris")).expect("addresses");
     world.write("uris", &format!("{other}{uris}"));
     world.qemu().expect("QEMU");
+}
+
+#[test]
+fn only_a_debian_has_a_suite_of_its_own() {
+    let debian = "NAME=\"Debian GNU/Linux\"\nVERSION_CODENAME=bookworm\nID=debian\n";
+    assert_eq!(codename(debian), Some("bookworm"));
+    assert_eq!(codename("ID=\"debian\"\nVERSION_CODENAME=\"trixie\""), Some("trixie"));
+    for other in ["ID=ubuntu\nVERSION_CODENAME=noble", "ID=debian", "VERSION_CODENAME=x", ""] {
+        assert_eq!(codename(other), None, "{other}");
+    }
 }
 
 #[test]

@@ -93,6 +93,8 @@ fn a_kernel_of_the_users_own_is_found_with_its_modules() {
     says(named(root.clone()), &["several kernels", "bzImage", "vmlinuz"]);
     let empty = world.dir.path().join("bin");
     says(named(empty), &["--host-kernel (or EXITLAB_HOST_KERNEL)", "holds no bzImage"]);
+    let odd = world.write("odd/boot/vmlinuz-1", "").ancestors().nth(2).map(PathBuf::from);
+    says(named(odd.expect("a directory")), &["holds no bzImage", "vmlinuz-1: this is no bzImage"]);
     says(named("/no/such/kernel".into()), &["/no/such/kernel", "No such file"]);
     for bad in [&b"MZ"[..], &[0; 0x400], &bzimage("6.9\u{1b}"), &bzimage(".."), &bzimage("")] {
         let file = world.dir.path().join("bad");
