@@ -19,6 +19,7 @@ use crate::exit::{Entry, Exit, Stop};
 use crate::host::clock::HostClock;
 use crate::host::console::OutputQueue;
 use crate::host::events::{EndSignals, Wake};
+use crate::host::memory;
 use crate::hv::kvm::{Host, KvmConfig, KvmVcpu, KvmVm};
 use crate::hv::{Vcpu, Vm};
 use crate::machine::{Backplane, Context, Machine, PcConfig, pc};
@@ -193,7 +194,9 @@ fn prepare(options: &Options) -> Result<Prepared, LaunchError> {
         .map(|(path, cmdline)| Ok((file_name(path), read(path, "module")?, cmdline)))
         .collect::<Result<Vec<_>, LaunchError>>()?;
     let host = Host::open(&options.kvm)?;
-    if let Some(total) = crate::host::memory::total().filter(|&total| options.memory > total) {
+    if let Some(total) = memory::total().filter(|&total| options.memory > total)
+        && !memory::is_overcommitted()
+    {
         let (asked, host) = (options.memory >> 20, total >> 20);
         return Err(LaunchError::TooMuchMemory { asked, host });
     }

@@ -26,6 +26,8 @@ pub enum Command {
     Tidy(Tidy),
     /// Builds the guest payloads and lists their tests.
     Payloads(Payloads),
+    /// Sets up emulated hosts, lists them, and gives a shell or runs a command on one.
+    Host(HostCommand),
 }
 
 /// Where cases run, in the order of a report's columns.
@@ -33,6 +35,44 @@ pub enum Command {
 pub enum Host {
     /// This machine's own /dev/kvm.
     Kvm,
+    /// kvm-amd on a machine that QEMU emulates.
+    Amd,
+    /// kvm-intel on a machine that Bochs emulates.
+    Intel,
+    /// All of them.
+    All,
+}
+
+/// An emulated host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub enum Emulated {
+    /// kvm-amd on a machine that QEMU emulates.
+    Amd,
+    /// kvm-intel on a machine that Bochs emulates.
+    Intel,
+}
+
+/// What emulated hosts are made of and how they are started. What is not given is found on the
+/// machine or fetched.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Make {
+    /// Loads KVM's modules with this parameter on emulated hosts, such as ept=0 or
+    /// kvm.ignore_msrs=1; may be given more than once.
+    #[arg(long, value_name = "[MODULE.]PARAM=VALUE")]
+    pub kvm_param: Vec<String>,
+    /// Counts time in instructions on host amd, with one processor: two runs are equal.
+    #[arg(long)]
+    pub deterministic: bool,
+    /// The kernel of emulated hosts: a bzImage with its modules in /lib/modules, or a directory with
+    /// boot and lib/modules. EXITLAB_HOST_KERNEL does the same.
+    #[arg(long, value_name = "PATH")]
+    pub host_kernel: Option<PathBuf>,
+    /// The qemu-system-x86_64 of host amd. EXITLAB_QEMU does the same.
+    #[arg(long, value_name = "PATH")]
+    pub qemu: Option<PathBuf>,
+    /// The bochs of host intel. EXITLAB_BOCHS does the same.
+    #[arg(long, value_name = "PATH")]
+    pub bochs: Option<PathBuf>,
 }
 
 /// Flags of `test`.
@@ -46,9 +86,13 @@ pub struct Test {
     /// Takes each filter as a whole id.
     #[arg(long, requires = "filters")]
     pub exact: bool,
-    /// The hosts to run on, separated by commas.
-    #[arg(long, value_name = "HOSTS", value_enum, value_delimiter = ',', default_value = "kvm")]
+    /// The hosts to run on, separated by commas: kvm, amd, intel, or all. Without it, kvm where
+    /// /dev/kvm works and amd elsewhere.
+    #[arg(long, value_name = "HOSTS", value_enum, value_delimiter = ',')]
     pub host: Vec<Host>,
+    /// What emulated hosts are made of.
+    #[command(flatten)]
+    pub make: Make,
     /// Makes an error of each skip for one of these, separated by commas: needs (kvm, cpuid:x2apic
     /// ..), guest (decided by the guest), known-bugs, deviations, or all. EXITLAB_REQUIRE adds to it.
     #[arg(long, value_name = "NAMES", default_value = "", hide_default_value = true)]
@@ -98,6 +142,55 @@ pub struct Payloads {
     pub lint: bool,
 }
 
+/// Flags of `host`.
+#[derive(Debug, Args)]
+pub struct HostCommand {
+    /// What to do.
+    #[command(subcommand)]
+    pub action: HostAction,
+}
+
+/// What `host` does.
+#[derive(Debug, Subcommand)]
+pub enum HostAction {
+    /// Finds or fetches all that hosts are made of, and boots each once.
+    Setup {
+        /// Which hosts; all if none is given.
+        #[arg(value_enum)]
+        names: Vec<Emulated>,
+        /// What they are made of.
+        #[command(flatten)]
+        make: Make,
+    },
+    /// Lists the hosts, what they are made of and what they offer.
+    List {
+        /// What they are made of.
+        #[command(flatten)]
+        make: Make,
+    },
+    /// Gives an interactive shell on a host.
+    Shell {
+        /// The host.
+        #[arg(value_enum)]
+        name: Emulated,
+        /// What it is made of.
+        #[command(flatten)]
+        make: Make,
+    },
+    /// Runs a command on a host; its output and its status become this command's.
+    Run {
+        /// The host.
+        #[arg(value_enum)]
+        name: Emulated,
+        /// What it is made of.
+        #[command(flatten)]
+        make: Make,
+        /// The command: vmm, or one of busybox's.
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -119,7 +212,15 @@ mod tests {
             ("test --jobs 0", false),
             ("test --host kvm,kvm", true),
             ("test --host kvm,", false),
-            ("test --host amd", false),
+            ("test --host amd", true),
+            ("test --host amd,intel --kvm-param ept=0 --deterministic", true),
+            ("test --host arm", false),
+            ("host setup", true),
+            ("host setup amd intel", true),
+            ("host setup kvm", false),
+            ("host shell intel", true),
+            ("host run amd -- vmm run --help", true),
+            ("host run amd", false),
             ("test --fail-fast --keep-going", false),
             ("ci --require kvm", true),
             ("doctor", true),

@@ -4,6 +4,7 @@
 mod ci;
 mod doctor;
 mod flags;
+mod host;
 mod payloads;
 mod support;
 mod test;
@@ -23,6 +24,7 @@ fn main() -> ExitCode {
         flags::Command::Doctor(flags) => doctor::run(&flags, &mut out),
         flags::Command::Tidy(flags) => tidy::run(&flags, &mut out),
         flags::Command::Payloads(flags) => payloads::run(&flags, &mut out),
+        flags::Command::Host(flags) => host::run(&flags, &mut out),
     };
     // What the command itself has to tell comes before what became of its output.
     outcome.and_then(|status| out.end().map(|()| status)).unwrap_or_else(|failure| {

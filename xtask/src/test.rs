@@ -4,22 +4,20 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant, SystemTime};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use testcases::case::Case;
 use testcases::facts::HostFacts;
 use testcases::facts_table::FactsTable;
-use testcases::load::{self, Catalog};
-use testcases::program;
-use testcases::report::{HostInfo, HostRun, Place, Runs, json, junit, text};
-use testcases::require::Require;
-use testcases::runner::{self, CaseResult, Collector, Setup, Watch};
+use testcases::load;
+use testcases::report::{Place, Runs, json, junit, text};
+use testcases::runner::{CaseResult, Watch};
 use testcases::select::select;
 
 use crate::flags;
 use crate::support::out::complain;
+use crate::support::ready::{Common, Ready};
 use crate::support::{self, Failure, Out, Outcome};
 
 /// Runs the command.
@@ -31,6 +29,7 @@ pub fn run(flags: &flags::Test, out: &mut Out) -> Outcome {
     let cases = load::load(&dir).map_err(|e| Failure::input(format!("bad cases:\n{e}")))?;
     // What is wrong with the command line is told before anything is built.
     let chosen = select(&cases, &flags.filters, flags.exact).map_err(Failure::input)?;
+    let hosts = hosts(flags, &facts)?;
     let reports = if flags.list { Reports::default() } else { Reports::create(flags)? };
     let catalog = support::payloads(&root)?;
     load::check(&dir, &cases, &catalog, &facts)
@@ -46,13 +45,13 @@ pub fn run(flags: &flags::Test, out: &mut Out) -> Outcome {
         catalog: &catalog,
         facts: &facts,
         require,
+        make: &flags.make,
         jobs: flags.jobs.map(usize::from),
         fail_fast: flags.fail_fast,
         cancel: &cancel,
     };
-    let hosts = hosts(flags);
     let ready = hosts.iter().map(|host| Ready::new(*host, hosts.len() > 1, &common));
-    let runs = run_all(ready.collect::<Result<Vec<_>, _>>()?, &chosen, out);
+    let runs = run_all(ready.collect::<Result<Vec<_>, _>>()?, &chosen, out)?;
     // The summary first: a report that cannot be written must not cost what came of the run.
     write!(out, "\n{}", text::summary(&runs));
     reports.write(&runs)?;
@@ -60,87 +59,52 @@ pub fn run(flags: &flags::Test, out: &mut Out) -> Outcome {
 }
 
 /// The hosts to run on, each once, in the order of the report's columns.
-fn hosts(flags: &flags::Test) -> Vec<flags::Host> {
+///
+/// # Errors
+///
+/// Flags that mean nothing on these hosts.
+fn hosts(flags: &flags::Test, facts: &FactsTable) -> Result<Vec<flags::Host>, Failure> {
+    use flags::Host;
     let mut hosts = flags.host.clone();
+    if hosts.contains(&Host::All) {
+        hosts = vec![Host::Kvm, Host::Amd, Host::Intel];
+    }
+    if let (true, Err(why)) = (hosts.is_empty(), facts.kvm()) {
+        complain(format_args!(
+            "/dev/kvm cannot be used ({why}), so cases run on the emulated host amd; --host chooses"
+        ));
+        hosts.push(Host::Amd);
+    }
+    if hosts.is_empty() {
+        hosts.push(Host::Kvm);
+    }
     hosts.sort_unstable();
     hosts.dedup();
-    hosts
+    if flags.make.deterministic && hosts != [Host::Amd] {
+        return Err(Failure::input(
+            "--deterministic is for host amd alone: give it with --host amd",
+        ));
+    }
+    if let (true, Some(param)) = (hosts.contains(&Host::Kvm), flags.make.kvm_param.first()) {
+        return Err(Failure::input(format!(
+            "--kvm-param {param} is for emulated hosts: add --host amd or intel. The modules of this \
+             machine's own KVM are yours to load: modprobe -r them, and modprobe them with {param}"
+        )));
+    }
+    Ok(hosts)
 }
 
 /// Runs the cases on each host in turn.
-fn run_all(hosts: Vec<Ready<'_>>, cases: &[Case], out: &mut Out) -> Runs {
+fn run_all(hosts: Vec<Ready<'_>>, cases: &[Case], out: &mut Out) -> Result<Runs, Failure> {
     let (started, start) = (SystemTime::now(), Instant::now());
     let mut progress = Progress::new(hosts.len() * cases.len(), out);
-    let done: Vec<_> = hosts.into_iter().map(|host| host.run(cases, &mut progress)).collect();
+    let mut done = Vec::new();
+    for host in hosts {
+        let place = host.place.clone();
+        done.push(host.run(cases, &mut progress.on(&place))?);
+    }
     progress.bar.finish_and_clear();
-    Runs { started, duration: start.elapsed(), hosts: done }
-}
-
-/// What the hosts of a run have in common.
-struct Common<'a> {
-    root: &'a Path,
-    catalog: &'a Catalog,
-    /// This machine.
-    facts: &'a FactsTable,
-    require: Require,
-    jobs: Option<usize>,
-    fail_fast: bool,
-    cancel: &'a AtomicBool,
-}
-
-/// A host with all that it takes to run cases there: nothing is built or fetched any more.
-struct Ready<'a> {
-    place: Place,
-    info: HostInfo,
-    setup: Setup<'a>,
-    collector: Collector,
-    fail_fast: bool,
-}
-
-impl<'a> Ready<'a> {
-    fn new(
-        host: flags::Host,
-        among_others: bool,
-        common: &Common<'a>,
-    ) -> Result<Ready<'a>, Failure> {
-        match host {
-            flags::Host::Kvm => {
-                let place = Place { among_others, ..Place::own() };
-                let info = HostInfo::new(&place, common.facts);
-                let setup = own_kvm(common)?;
-                let runs = common.root.join("target/test-runs").join(&place.name);
-                let collector = Collector { runs, require: common.require.clone() };
-                Ok(Ready { place, info, setup, collector, fail_fast: common.fail_fast })
-            }
-        }
-    }
-
-    fn run(self, cases: &[Case], progress: &mut Progress<'_>) -> HostRun {
-        let mut watch = progress.on(&self.place);
-        let run = runner::run(cases, &self.setup, &self.collector, self.fail_fast, &mut watch);
-        HostRun { info: self.info, run }
-    }
-}
-
-/// The machine's own `/dev/kvm`.
-fn own_kvm<'a>(common: &Common<'a>) -> Result<Setup<'a>, Failure> {
-    let facts = common.facts;
-    if let Err(why) = facts.kvm() {
-        complain(format_args!(
-            "\nwarning: NO GUEST WILL RUN: {why}\n`cargo xtask doctor` tells what to do\n"
-        ));
-    }
-    let vmm = program::build_vmm(common.root, &support::cargo(), common.cancel);
-    Ok(Setup {
-        vmm: vmm.map_err(Failure::bad)?,
-        catalog: common.catalog,
-        facts,
-        // A case waits for about as long as it computes: for its timers, and for KVM to take a VM apart.
-        jobs: common.jobs.unwrap_or_else(|| 2 * facts.cpus()),
-        grace: runner::GRACE,
-        slowness: 1.0,
-        cancel: common.cancel,
-    })
+    Ok(Runs { started, duration: start.elapsed(), hosts: done })
 }
 
 /// The report files, created before the run: a path that is no good must not cost one.

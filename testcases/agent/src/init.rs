@@ -23,6 +23,9 @@ const MOUNTS: [(&str, &str); 5] = [
     ("tmpfs", "/run"),
 ];
 
+/// Whether programs may ask for more memory than there is; 1 is yes.
+const OVERCOMMIT: &str = "/proc/sys/vm/overcommit_memory";
+
 /// Runs as process 1.
 pub fn main() -> ExitCode {
     // Without this the kernel would panic, and say less.
@@ -46,6 +49,8 @@ fn run() -> Result<(), String> {
         mount(kind, place, kind, MountFlags::empty(), None)
             .map_err(|e| format!("cannot mount {kind} at {place}: {e}"))?;
     }
+    // Guests ask for more memory than the machine has, and use little of it.
+    std::fs::write(OVERCOMMIT, "1").map_err(|e| format!("cannot write {OVERCOMMIT}: {e}"))?;
     let worker = Command::new(SELF)
         .arg0("agent")
         .arg(WORK)

@@ -6,6 +6,8 @@
 //! (Linux, include/linux/module.h, MODULE_INFO and scripts/mod/modpost.c), as are its parameters and
 //! the kernel that it is for.
 
+mod lean;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
@@ -42,7 +44,8 @@ pub struct Module {
     pub depends: Vec<String>,
     /// The names of its parameters, sorted.
     pub parameters: Vec<String>,
-    /// What to load: its ELF, decompressed. Nothing if it is built in.
+    /// What to load: its ELF, decompressed, without its signature and its types. Nothing if it is
+    /// built in.
     pub elf: Option<Vec<u8>>,
 }
 
@@ -252,7 +255,7 @@ impl Modules {
         let depends = values("depends").flat_map(|list| list.split(','));
         let depends = depends.filter(|name| !name.is_empty()).map(canonical).collect();
         let parameters = parameters(values("parmtype"));
-        Ok(Module { name: name.to_owned(), depends, parameters, elf: Some(elf) })
+        Ok(Module { name: name.to_owned(), depends, parameters, elf: Some(lean::lean(elf)) })
     }
 
     fn missing(&self, name: &str) -> ModuleError {

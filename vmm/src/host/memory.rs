@@ -10,6 +10,12 @@ pub fn total() -> Option<u64> {
     (info.totalram.checked_add(info.totalswap)?).checked_mul(info.mem_unit.into())
 }
 
+/// Whether the host's administrator lets programs ask for more memory than there is
+/// (`vm.overcommit_memory` is 1; Linux, Documentation/admin-guide/sysctl/vm.rst).
+pub fn is_overcommitted() -> bool {
+    std::fs::read_to_string("/proc/sys/vm/overcommit_memory").is_ok_and(|text| text.trim() == "1")
+}
+
 #[cfg(test)]
 mod tests {
     #[test]

@@ -1,8 +1,12 @@
 //! What the commands share.
 
+pub mod emulated;
+pub mod fetching;
 pub mod lex;
 pub mod out;
+pub mod ready;
 pub mod repository;
+pub mod terminal;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

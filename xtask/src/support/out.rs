@@ -27,6 +27,13 @@ impl Out {
         }
     }
 
+    /// Writes bytes as they are, and sees to it that they are seen.
+    pub fn bytes(&mut self, bytes: &[u8]) {
+        if self.error.is_none() {
+            self.error = self.to.write_all(bytes).and_then(|()| self.to.flush()).err();
+        }
+    }
+
     /// The end of the output.
     ///
     /// # Errors

@@ -72,6 +72,8 @@ pub struct Fetcher<'a> {
     tools: Tools,
     /// The suites to try, the best first.
     suites: Vec<String>,
+    /// Whether nothing is fetched.
+    offline: bool,
     cancel: &'a AtomicBool,
     progress: &'a mut dyn Progress,
     /// What came of opening a suite on a mirror: it is tried once.
@@ -116,10 +118,16 @@ impl<'a> Fetcher<'a> {
             own,
             tools: Tools { path: std::env::var_os("PATH").unwrap_or_default() },
             suites: suites.collect(),
+            offline: false,
             cancel,
             progress,
             opened: Vec::new(),
         }
+    }
+
+    /// Fetches nothing: what is not there already cannot be had.
+    pub fn offline(self) -> Fetcher<'a> {
+        Fetcher { offline: true, ..self }
     }
 
     /// QEMU's emulator of x86-64 machines.
@@ -288,6 +296,14 @@ impl<'a> Fetcher<'a> {
     ) -> Result<Record, FetchError> {
         if let Some(record) = self.cached(piece) {
             return Ok(record);
+        }
+        if self.offline {
+            tried.push("it has not been fetched yet".into());
+            return Err(FetchError::Unavailable {
+                piece: piece.name().to_owned(),
+                tried,
+                instead: piece.instead().to_owned(),
+            });
         }
         let lock = self.cache.lock(self.cancel, self.progress)?;
         // Another process may have been faster.

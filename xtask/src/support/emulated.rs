@@ -1,0 +1,149 @@
+//! Makes emulated hosts ready: finds or fetches, builds, and boots nothing yet.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+use hosts::fetch::{FetchError, Fetcher, Flavour, Own};
+use hosts::image::{self, Contents};
+use hosts::machine::{Emulator, Machine, Name};
+use hosts::modules::{self, Modules};
+use hosts::pieces::Kernel;
+use hosts::plan::Params;
+use hosts::programs;
+use testcases::load::Catalog;
+
+use super::fetching::Bar;
+use super::{Failure, cargo};
+use crate::flags;
+
+/// Where everything that emulated hosts need is kept, below the workspace.
+pub const CACHE: &str = "target/hosts";
+
+/// RAM of an emulated host. MiB. Bochs has no more; the largest guests ask for more than either has,
+/// and use little of it.
+const MEMORY: u32 = 2048;
+
+/// What all hosts of a command have in common.
+pub struct Workshop<'a> {
+    /// The workspace.
+    pub root: &'a Path,
+    /// The payloads.
+    pub catalog: &'a Catalog,
+    /// The user's wishes.
+    pub make: &'a flags::Make,
+    /// Becomes true when the user wants to stop.
+    pub cancel: &'a AtomicBool,
+}
+
+impl From<flags::Emulated> for Name {
+    fn from(name: flags::Emulated) -> Name {
+        match name {
+            flags::Emulated::Amd => Name::Amd,
+            flags::Emulated::Intel => Name::Intel,
+        }
+    }
+}
+
+/// Makes a host ready, with the parameters that its modules are loaded with.
+///
+/// # Errors
+///
+/// Something is neither on the machine nor to be had, or cannot be built; a parameter is unknown.
+pub fn machine(name: Name, shop: &Workshop<'_>) -> Result<(Machine, Params), Failure> {
+    if shop.make.deterministic && name != Name::Amd {
+        return Err(Failure::input(format!(
+            "--deterministic is for host amd: host {name} cannot count its time in instructions"
+        )));
+    }
+    let make = shop.make;
+    let cache = shop.root.join(CACHE);
+    let bad = |e: &dyn std::error::Error| Failure::bad(format!("host {name}: {e}"));
+    let mut bar = Bar::default();
+    let mut fetcher = fetcher(shop, &mut bar);
+    let pieces = pieces(name, &mut fetcher).map_err(|e| bad(&e))?;
+    let Pieces { emulator, kernel, busybox } = pieces;
+    let modules = Modules::open(&kernel).map_err(|e| bad(&e))?;
+    let modules = modules.closure(&[name.module()]).map_err(|e| bad(&e))?;
+    let mut params = name.params();
+    let mut given: BTreeMap<(String, String), String> = BTreeMap::new();
+    for text in &make.kvm_param {
+        let (module, setting) = modules::assign(&modules, text)
+            .map_err(|e| Failure::input(format!("--kvm-param {text}, host {name}: {e}")))?;
+        let (param, value) = setting.split_once('=').unwrap_or((&setting, ""));
+        given.insert((module, param.to_string()), value.to_string());
+    }
+    params.0.extend(given);
+    let programs = programs::build(shop.root, &cargo(), shop.cancel).map_err(Failure::bad)?;
+    let contents = Contents {
+        programs: &programs,
+        busybox: Some(&busybox),
+        payloads: shop.catalog,
+        cases: &shop.root.join("testcases/cases"),
+        modules: &modules,
+    };
+    let image = image::build(&contents, &cache.join("images")).map_err(|e| bad(&e))?;
+    let here = std::thread::available_parallelism().map_or(1, usize::from);
+    let (cpus, jobs) = match name {
+        _ if make.deterministic => (1, 1),
+        Name::Amd => (2, 4),
+        Name::Intel => (1, 1),
+    };
+    let machine = Machine {
+        name,
+        emulator,
+        kernel,
+        image: image.path,
+        digest: image.digest,
+        modules,
+        cache,
+        memory: MEMORY,
+        cpus: cpus.min(here.max(1) as u16),
+        jobs,
+        deterministic: make.deterministic,
+        devices: Vec::new(),
+        command_line: Vec::new(),
+    };
+    Ok((machine, params))
+}
+
+/// Why a host is not set up, if it is not: what of it would have to be fetched first.
+pub fn missing(name: Name, shop: &Workshop<'_>) -> Option<String> {
+    let mut bar = Bar::default();
+    pieces(name, &mut fetcher(shop, &mut bar).offline()).err().map(|e| e.to_string())
+}
+
+fn fetcher<'a>(shop: &Workshop<'a>, bar: &'a mut Bar) -> Fetcher<'a> {
+    let make = shop.make.clone();
+    let own = Own { qemu: make.qemu, bochs: make.bochs, kernel: make.host_kernel };
+    let own = own.or_environment(|name| std::env::var_os(name));
+    Fetcher::new(&shop.root.join(CACHE), own, shop.cancel, bar)
+}
+
+/// What a host takes that is not made here.
+struct Pieces {
+    emulator: Emulator,
+    kernel: Kernel,
+    busybox: PathBuf,
+}
+
+fn pieces(name: Name, fetcher: &mut Fetcher<'_>) -> Result<Pieces, FetchError> {
+    let emulator = match name {
+        Name::Amd => Emulator::Qemu(fetcher.qemu()?),
+        Name::Intel => {
+            let (bochs, firmware) = fetcher.bochs()?;
+            Emulator::Bochs(bochs, firmware)
+        }
+    };
+    Ok(Pieces { emulator, kernel: fetcher.kernel(Flavour::Cloud)?, busybox: fetcher.busybox()? })
+}
+
+/// How many machines run side by side: QEMU uses a processor for each of its own, Bochs only one.
+pub fn side_by_side(machine: &Machine) -> usize {
+    let here = std::thread::available_parallelism().map_or(1, usize::from);
+    match machine.name {
+        _ if machine.deterministic => 1,
+        Name::Amd => (here / usize::from(machine.cpus)).max(1),
+        Name::Intel => here,
+    }
+}

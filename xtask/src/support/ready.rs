@@ -1,0 +1,177 @@
+//! Hosts that are ready to run cases: the machine's own KVM, and emulated ones.
+
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use hosts::machine::{HostError, Machine, Name};
+use hosts::plan::Params;
+use hosts::run;
+use testcases::case::Case;
+use testcases::facts::HostFacts;
+use testcases::facts_table::FactsTable;
+use testcases::load::Catalog;
+use testcases::program;
+use testcases::report::{HostInfo, HostRun, Place};
+use testcases::require::Require;
+use testcases::runner::{self, Collector, Setup, Watch};
+
+use super::emulated::{self, Workshop};
+use super::out::complain;
+use super::{Failure, cargo};
+use crate::flags;
+
+/// What the hosts of a run have in common.
+pub struct Common<'a> {
+    /// The workspace.
+    pub root: &'a Path,
+    /// The payloads.
+    pub catalog: &'a Catalog,
+    /// This machine.
+    pub facts: &'a FactsTable,
+    /// The skips that are errors.
+    pub require: Require,
+    /// What emulated hosts are made of.
+    pub make: &'a flags::Make,
+    /// How many vCPUs run side by side, if the user says.
+    pub jobs: Option<usize>,
+    /// Whether the first fail or error stops a run.
+    pub fail_fast: bool,
+    /// Becomes true when the run is to stop at once.
+    pub cancel: &'a AtomicBool,
+}
+
+/// A host with all that it takes to run cases there: nothing is built or fetched any more.
+pub struct Ready<'a> {
+    /// How reports name it.
+    pub place: Place,
+    info: HostInfo,
+    collector: Collector,
+    fail_fast: bool,
+    kind: Kind<'a>,
+}
+
+enum Kind<'a> {
+    Own(Setup<'a>),
+    Emulated { machine: Box<Machine>, params: Params, cancel: &'a AtomicBool },
+}
+
+impl<'a> Ready<'a> {
+    /// Makes a host ready. `among_others`: whether the run has several.
+    ///
+    /// # Errors
+    ///
+    /// Something cannot be built or had. That the machine's own KVM cannot be used is only a
+    /// warning: its cases tell.
+    pub fn new(
+        host: flags::Host,
+        among_others: bool,
+        common: &Common<'a>,
+    ) -> Result<Ready<'a>, Failure> {
+        let (place, info, kind) = match host {
+            flags::Host::Kvm | flags::Host::All => {
+                let place = Place { among_others, ..Place::own() };
+                let info = HostInfo::new(&place, common.facts);
+                (place, info, Kind::Own(own_kvm(common)?))
+            }
+            flags::Host::Amd => emulated(Name::Amd, among_others, common)?,
+            flags::Host::Intel => emulated(Name::Intel, among_others, common)?,
+        };
+        let runs = common.root.join("target/test-runs").join(&place.name);
+        let collector = Collector { runs, require: common.require.clone() };
+        Ok(Ready { place, info, collector, fail_fast: common.fail_fast, kind })
+    }
+
+    /// Runs the cases.
+    ///
+    /// # Errors
+    ///
+    /// The host cannot be booted at all.
+    pub fn run(self, cases: &[Case], watch: &mut dyn Watch) -> Result<HostRun, Failure> {
+        let run = match &self.kind {
+            Kind::Own(setup) => runner::run(cases, setup, &self.collector, self.fail_fast, watch),
+            Kind::Emulated { machine, params, cancel } => {
+                let setup = run::Setup {
+                    params,
+                    machines: emulated::side_by_side(machine),
+                    collector: &self.collector,
+                    fail_fast: self.fail_fast,
+                    cancel,
+                };
+                run::run(machine, cases, &setup, watch).map_err(failure)?
+            }
+        };
+        Ok(HostRun { info: self.info, run })
+    }
+}
+
+/// What a host's error is to the user.
+pub fn failure(error: HostError) -> Failure {
+    match error {
+        HostError::Cancelled(_) => Failure { status: 130, message: error.to_string() },
+        error => Failure::bad(error),
+    }
+}
+
+/// The machine's own `/dev/kvm`.
+fn own_kvm<'a>(common: &Common<'a>) -> Result<Setup<'a>, Failure> {
+    let facts = common.facts;
+    if let Err(why) = facts.kvm() {
+        complain(format_args!(
+            "\nwarning: NO GUEST WILL RUN: {why}\n`cargo xtask doctor` tells what to do\n"
+        ));
+    }
+    let vmm = program::build_vmm(common.root, &cargo(), common.cancel);
+    Ok(Setup {
+        vmm: vmm.map_err(Failure::bad)?,
+        catalog: common.catalog,
+        facts,
+        // A case waits for about as long as it computes: for its timers, and for KVM to take a VM apart.
+        jobs: common.jobs.unwrap_or_else(|| 2 * facts.cpus()),
+        grace: runner::GRACE,
+        slowness: 1.0,
+        cancel: common.cancel,
+    })
+}
+
+/// An emulated host. The first time, it is booted to ask what it offers.
+fn emulated<'a>(
+    name: Name,
+    among_others: bool,
+    common: &Common<'a>,
+) -> Result<(Place, HostInfo, Kind<'a>), Failure> {
+    let Common { root, catalog, make, cancel, .. } = *common;
+    let (mut machine, params) = emulated::machine(name, &Workshop { root, catalog, make, cancel })?;
+    if let Some(jobs) = common.jobs {
+        machine.jobs = jobs;
+    }
+    let program = machine.emulator.program();
+    let emulator = format!("{} {} ({})", machine.emulator.name(), program.version, program.origin);
+    let place = Place {
+        name: name.to_string(),
+        emulator: Some(emulator),
+        among_others,
+        flags: again(make),
+    };
+    let facts = machine.facts(&params, &[cancel]).map_err(failure)?;
+    let info = HostInfo::new(&place, &facts);
+    Ok((place, info, Kind::Emulated { machine: Box::new(machine), params, cancel }))
+}
+
+/// The flags that make such a host again.
+fn again(make: &flags::Make) -> Vec<String> {
+    let mut words = Vec::new();
+    for param in &make.kvm_param {
+        words.extend(["--kvm-param".to_string(), param.clone()]);
+    }
+    if make.deterministic {
+        words.push("--deterministic".into());
+    }
+    let paths =
+        [("--host-kernel", &make.host_kernel), ("--qemu", &make.qemu), ("--bochs", &make.bochs)];
+    for (flag, path) in paths {
+        if let Some(path) = path {
+            words.extend([flag.to_string(), path.display().to_string()]);
+        }
+    }
+    words
+}
