@@ -12,7 +12,11 @@ fn wrong_input_is_status_2_with_a_way_out() {
     for (line, says) in [
         ("test no/such/case", "no case matches `no/such/case`"),
         ("test --exact boot", "no case matches `boot`"),
-        ("test --host amd", "[possible values: kvm]"),
+        ("test --host arm", "[possible values: kvm, amd, intel, all]"),
+        ("test --host kvm --kvm-param ept=0", "add --host amd or intel"),
+        ("test --host amd,intel --deterministic", "--host amd"),
+        ("host setup kvm", "[possible values: amd, intel]"),
+        ("host run amd", "<COMMAND>"),
         ("test --require kmv", "cannot require `kmv`"),
         ("test --jobs 0", "1..=1024"),
         ("test --json /no/such/directory/x", "cannot write the report /no/such/directory/x"),
