@@ -5,13 +5,16 @@
 //! | `kvm` | `/dev/kvm` opens and speaks API version 12; every case needs it unsaid |
 //! | `cpuid:NAME` | KVM can show the guest that CPUID feature (`KVM_GET_SUPPORTED_CPUID`) |
 //! | `kvm-cap:NAME` | `KVM_CHECK_EXTENSION` answers more than 0 for `KVM_CAP_NAME` |
-//! | `module:MODULE.PARAM=VALUE` | `/sys/module/MODULE/parameters/PARAM` reads VALUE |
+//! | `module:MODULE.PARAM=VALUE` | `/sys/module/MODULE/parameters/PARAM` reads VALUE; see [`reads_as`] |
 //! | `host:hardware-cpl0` | guest code at CPL 0 runs on the processor, not in KVM's emulator |
 //! | `host:cpl3-entry` | guest CPL 3 code enters CPL 0 by `int n` and `syscall` as on a processor |
 //! | `host:intel`, `host:amd` | the host's KVM is kvm-intel, or kvm-amd |
 //! | `host:cpus>=N` | the process may run on at least N processors |
 //! | `host:memory>=SIZE` | the machine has at least SIZE of memory |
 //! | `host:hugepages-2M`, `host:hugepages-1G` | at least one such page is free |
+//!
+//! An emulated host is booted with the module parameters that a case needs, unless the user gave it
+//! others. On the machine's own KVM they are what they are.
 //!
 //! A need that is not in this table is an error in the case, never a skip: a typing mistake must
 //! not quietly turn a test off.
@@ -167,6 +170,17 @@ impl From<Need> for String {
     }
 }
 
+/// Whether a module parameter that was set to `value` reads `found`. One that is a truth value reads
+/// `Y` or `N`, whichever of the words for it was written (Linux, kstrtobool in lib/kstrtox.c).
+pub fn reads_as(value: &str, found: &str) -> bool {
+    let truth = || match value.as_bytes() {
+        [b'y' | b'Y' | b't' | b'T' | b'1', ..] | [b'o' | b'O', b'n' | b'N', ..] => Some("Y"),
+        [b'n' | b'N' | b'f' | b'F' | b'0', ..] | [b'o' | b'O', b'f' | b'F', ..] => Some("N"),
+        _ => None,
+    };
+    value == found || matches!(found, "Y" | "N") && truth() == Some(found)
+}
+
 impl Need {
     /// Compares the need with what the host offers.
     pub fn check(&self, facts: &dyn HostFacts) -> Met {
@@ -179,7 +193,7 @@ impl Need {
             Need::Cpuid(name) => facts.cpuid(name),
             Need::KvmCap(name) => facts.kvm_cap(name),
             Need::Module { module, param, value } => match facts.module_param(module, param) {
-                Some(found) if found == *value => Met::Yes,
+                Some(found) if reads_as(value, &found) => Met::Yes,
                 Some(found) => Met::No(format!("{module}.{param} is {found}, not {value}")),
                 None => Met::No(format!(
                     "/sys/module/{module}/parameters/{param} is not there: the module is not \
@@ -278,7 +292,7 @@ mod tests {
         let facts = FakeFacts {
             cpuid: vec![("x2apic", true), ("pcid", false)],
             caps: vec![("SPLIT_IRQCHIP", true), ("X86_SMM", false)],
-            params: vec![("kvm", "enable_pmu", "Y")],
+            params: vec![("kvm", "enable_pmu", "Y"), ("kvm", "halt_poll_ns", "200000")],
             flavour: KvmFlavour::Pvm,
             cpus: 2,
             memory: 2 << 30,
@@ -289,6 +303,9 @@ mod tests {
             "cpuid:x2apic",
             "kvm-cap:SPLIT_IRQCHIP",
             "module:kvm.enable_pmu=Y",
+            "module:kvm.enable_pmu=1",
+            "module:kvm.enable_pmu=on",
+            "module:kvm.halt_poll_ns=200000",
             "host:cpus>=2",
             "host:memory>=2G",
         ] {
@@ -298,6 +315,9 @@ mod tests {
             ("cpuid:pcid", "pcid"),
             ("kvm-cap:X86_SMM", "X86_SMM"),
             ("module:kvm.enable_pmu=N", "kvm.enable_pmu is Y, not N"),
+            ("module:kvm.enable_pmu=0", "kvm.enable_pmu is Y, not 0"),
+            ("module:kvm.enable_pmu=2", "kvm.enable_pmu is Y, not 2"),
+            ("module:kvm.halt_poll_ns=2", "kvm.halt_poll_ns is 200000, not 2"),
             ("module:kvm_intel.nested=Y", "/sys/module/kvm_intel/parameters/nested"),
             ("host:hardware-cpl0", "kvm-pvm interprets guest CPL 0"),
             ("host:cpl3-entry", "#UD of `int n`"),

@@ -120,6 +120,10 @@ pub fn run(
 pub fn run_each(cases: &[Case], setup: &Setup<'_>, each: &mut dyn FnMut(Step) -> ControlFlow<()>) {
     let loads = cases.iter().map(|case| load(case, setup.facts.cpus()));
     let mut schedule = Schedule::new(setup.jobs, loads);
+    // It may have been cancelled on another host.
+    if setup.cancel.load(Ordering::Relaxed) {
+        schedule.abandon();
+    }
     thread::scope(|scope| {
         let (sender, receiver) = mpsc::channel();
         while !schedule.is_finished() {

@@ -2,7 +2,7 @@
 //! its time and without growing. Needs no KVM.
 
 use std::path::PathBuf;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use testcases::case::{Case, CaseId, Spec};
@@ -56,15 +56,19 @@ impl HostFacts for Host {
     }
 }
 
-#[derive(Default)]
-struct Seen {
+struct Seen<'a> {
     started: usize,
     ended: usize,
+    /// Is set when a case starts.
+    cancel: Option<&'a AtomicBool>,
 }
 
-impl Watch for Seen {
+impl Watch for Seen<'_> {
     fn started(&mut self, _: &Case) {
         self.started += 1;
+        if let Some(cancel) = self.cancel {
+            cancel.store(true, Ordering::Relaxed);
+        }
     }
     fn ended(&mut self, _: &CaseResult) {
         self.ended += 1;
@@ -89,6 +93,7 @@ struct Options {
     slowness: f64,
     vmm: PathBuf,
     cancel: AtomicBool,
+    cancel_on_start: bool,
 }
 
 impl Default for Options {
@@ -102,6 +107,7 @@ impl Default for Options {
             slowness: 1.0,
             vmm: env!("CARGO_BIN_EXE_fake-vmm").into(),
             cancel: AtomicBool::new(false),
+            cancel_on_start: false,
         }
     }
 }
@@ -121,7 +127,8 @@ fn run(cases: &[Case], options: &Options) -> (RunResult, tempfile::TempDir) {
     };
     let require = Require::parse(options.require).expect("names");
     let collector = Collector { runs: dir.path().into(), require };
-    let mut seen = Seen::default();
+    let cancel = options.cancel_on_start.then_some(&options.cancel);
+    let mut seen = Seen { started: 0, ended: 0, cancel };
     let result = runner::run(cases, &setup, &collector, options.fail_fast, &mut seen);
     assert_eq!((seen.started, seen.ended), (result.results.len(), result.results.len()));
     (result, dir)
@@ -317,12 +324,16 @@ fn fail_fast_stops_and_tells_what_was_not_run() {
 }
 
 #[test]
-fn a_cancelled_run_starts_nothing_more() {
-    let options = Options { jobs: 1, cancel: AtomicBool::new(true), ..Options::default() };
-    let (result, _dir) = run(&[case("hang", ""), case("pass", "")], &options);
-    assert_eq!(result.results[0].verdict.outcome, Outcome::Error);
-    assert_eq!(result.not_run.len(), 1);
-    assert!(!result.is_good());
+fn a_run_that_is_cancelled_ends_its_cases_and_starts_nothing_more() {
+    let cases = [case("hang", "timeout = \"60s\""), case("pass", "")];
+    for (before, results) in [(false, 1), (true, 0)] {
+        let cancel = AtomicBool::new(before);
+        let options = Options { jobs: 1, cancel, cancel_on_start: true, ..Options::default() };
+        let (result, _dir) = run(&cases, &options);
+        assert_eq!((result.results.len(), result.not_run.len()), (results, 2 - results));
+        assert_eq!(result.count(Outcome::Error), results);
+        assert!(!result.is_good());
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use testcases::case::Case;
 use testcases::facts_table::FactsTable;
-use testcases::need::Need;
+use testcases::need::{self, Need};
 
 /// Module parameters: values by module (with `_`) and name.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -38,7 +38,7 @@ pub fn params(case: &Case, user: &Params, facts: &FactsTable) -> Params {
         let Need::Module { module, param, value } = need else { continue };
         let has = facts.params.get(module).and_then(|m| m.get(param));
         let key = (module.clone(), param.clone());
-        if has.is_some_and(|has| has != value) && !user.0.contains_key(&key) {
+        if has.is_some_and(|has| !need::reads_as(value, has)) && !user.0.contains_key(&key) {
             params.0.insert(key, value.clone());
         }
     }

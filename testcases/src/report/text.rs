@@ -9,7 +9,7 @@ use crate::case::CaseId;
 use crate::runner::CaseResult;
 use crate::verdict::Outcome;
 
-/// How many cases a summary names of those that were skipped for one reason.
+/// How many cases a summary names of many that have something in common.
 const NAMED: usize = 4;
 
 /// One line on a case that ended on this host.
@@ -79,27 +79,15 @@ pub fn summary(runs: &Runs) -> String {
             skips.iter().for_each(|skip| writeln!(text, "  skip  {skip}").unwrap_or_default());
         }
     }
-    let bad: Vec<_> = runs.results().filter(|(_, r)| r.verdict.outcome.is_bad()).collect();
+    let bad: Vec<_> = runs.hosts.iter().flat_map(|host| bad(runs, host)).collect();
     if !bad.is_empty() {
         text.push_str("\nfailed:\n");
+        bad.iter().for_each(|line| writeln!(text, "  {line}").unwrap_or_default());
     }
-    for (host, result) in bad {
-        let (outcome, id) = (result.verdict.outcome.word(), &result.case.id);
-        let _ = match several {
-            true => write!(text, "  {outcome:<5} {host} {id} ({})", elsewhere(runs, host, id)),
-            false => write!(text, "  {outcome:<5} {id}"),
-        };
-        let _ = writeln!(text, ": {}", result.verdict.reason);
-    }
-    let not_run: Vec<_> = runs.not_run().collect();
-    if !not_run.is_empty() {
-        let _ = writeln!(text, "\nnot run, because the run was stopped: {}", not_run.len());
-    }
-    for (host, id) in not_run {
-        let _ = match several {
-            true => writeln!(text, "  {host} {id}"),
-            false => writeln!(text, "  {id}"),
-        };
+    for host in runs.hosts.iter().filter(|host| !host.run.not_run.is_empty()) {
+        let on = if several { format!(" on {}", host.info.name) } else { String::new() };
+        let ids: Vec<_> = host.run.not_run.iter().collect();
+        let _ = writeln!(text, "\nnot run{on}, because the run was stopped: {}", named(&ids));
     }
     let _ = write!(text, "\n{} cases", runs.results().count());
     if several {
@@ -116,24 +104,60 @@ pub fn summary(runs: &Runs) -> String {
 
 /// The skips of a host: a line a reason, in the order of the first case of each.
 fn skips(host: &HostRun) -> Vec<String> {
-    let mut groups: Vec<(&str, Vec<&CaseId>)> = Vec::new();
-    for result in host.run.results.iter().filter(|r| r.verdict.outcome == Outcome::Skip) {
+    let skips = host.run.results.iter().filter(|r| r.verdict.outcome == Outcome::Skip);
+    let reasons = skips.map(|result| {
         let brief = result.skip.as_ref().map(|skip| &skip.brief);
-        let (reason, id) = (&brief.unwrap_or(&result.verdict.reason)[..], &result.case.id);
-        match groups.iter_mut().find(|(known, _)| *known == reason) {
-            Some((_, ids)) => ids.push(id),
-            None => groups.push((reason, vec![id])),
-        }
-    }
-    let line = |(reason, ids): (&str, Vec<&CaseId>)| match &ids[..] {
-        [id] => format!("{id}: {reason}"),
-        ids => {
-            let named: Vec<_> = ids.iter().take(NAMED).map(|id| id.to_string()).collect();
-            let more = if ids.len() > NAMED { ", ..." } else { "" };
-            format!("{reason} ({} cases: {}{more})", ids.len(), named.join(", "))
+        (&brief.unwrap_or(&result.verdict.reason)[..], result)
+    });
+    let line = |(reason, results): (&str, Vec<&CaseResult>)| match &results[..] {
+        [one] => format!("{}: {reason}", one.case.id),
+        results => {
+            format!("{reason} ({})", named(&results.iter().map(|r| &r.case.id).collect::<Vec<_>>()))
         }
     };
-    groups.into_iter().map(line).collect()
+    groups(reasons).into_iter().map(line).collect()
+}
+
+/// The fails and errors of a host: a line a case; one for many with one reason, as when a host died.
+fn bad(runs: &Runs, host: &HostRun) -> Vec<String> {
+    let several = runs.hosts.len() > 1;
+    let name = if several { format!("{} ", host.info.name) } else { String::new() };
+    let mut lines = Vec::new();
+    let bad = host.run.results.iter().filter(|r| r.verdict.outcome.is_bad());
+    let reasons = bad.map(|r| ((r.verdict.outcome.word(), &r.verdict.reason[..]), r));
+    for ((outcome, reason), results) in groups(reasons) {
+        if results.len() > NAMED {
+            let ids: Vec<_> = results.iter().map(|r| &r.case.id).collect();
+            lines.push(format!("{outcome:<5} {name}{}: {reason}", named(&ids)));
+            continue;
+        }
+        for id in results.iter().map(|r| &r.case.id) {
+            let others = elsewhere(runs, &host.info.name, id);
+            let others = if several { format!(" ({others})") } else { String::new() };
+            lines.push(format!("{outcome:<5} {name}{id}{others}: {reason}"));
+        }
+    }
+    lines
+}
+
+/// What has the same key together, in the order of the first of each.
+fn groups<K: PartialEq, T>(things: impl Iterator<Item = (K, T)>) -> Vec<(K, Vec<T>)> {
+    let mut groups: Vec<(K, Vec<T>)> = Vec::new();
+    for (key, thing) in things {
+        match groups.iter_mut().find(|(known, _)| *known == key) {
+            Some((_, group)) => group.push(thing),
+            None => groups.push((key, vec![thing])),
+        }
+    }
+    groups
+}
+
+/// How many cases these are, and which: the first few.
+fn named(ids: &[&CaseId]) -> String {
+    let first: Vec<_> = ids.iter().take(NAMED).map(|id| id.to_string()).collect();
+    let more = if ids.len() > NAMED { ", ..." } else { "" };
+    let noun = if ids.len() == 1 { "case" } else { "cases" };
+    format!("{} {noun}: {}{more}", ids.len(), first.join(", "))
 }
 
 /// What came of a case on the other hosts.
@@ -192,7 +216,10 @@ mod tests {
         let last = runs.hosts[0].run.results.pop().expect("a result");
         runs.hosts[0].run.not_run.push(last.case.id);
         let text = summary(&runs);
-        assert!(text.contains("not run, because the run was stopped: 1\n  tsc/absent"), "{text}");
+        assert!(
+            text.contains("\nnot run, because the run was stopped: 1 case: tsc/absent\n"),
+            "{text}"
+        );
         assert_eq!(last_of(&runs), "1 passed, 2 failed, 0 skipped");
     }
 
@@ -206,7 +233,7 @@ mod tests {
             "fail  amd apic/good (kvm pass): not here",
             "fail  kvm apic/bad (amd skip): a.rs:1",
             "error kvm tsc/broken (amd not run): no report",
-            "not run, because the run was stopped: 2\n  amd tsc/broken\n  amd tsc/absent\n",
+            "\nnot run on amd, because the run was stopped: 2 cases: tsc/broken, tsc/absent\n",
             "\n6 cases on 2 hosts in 73.00s;",
         ] {
             assert!(text.contains(part), "{part} in {text}");
@@ -235,6 +262,16 @@ mod tests {
             ]
         );
         assert_eq!(last_of(&runs), "0 passed, 0 failed, 7 skipped");
+    }
+
+    #[test]
+    fn a_host_that_died_is_not_told_with_each_of_its_cases() {
+        let mut runs = sample::two_hosts();
+        let died = |name| sample::result("io", name, Outcome::Error, "host amd died");
+        runs.hosts[1].run.results.extend(["a", "b", "c", "d", "e"].map(died));
+        let text = summary(&runs);
+        let line = "error amd 5 cases: io/a, io/b, io/c, io/d, ...: host amd died\n";
+        assert!(text.contains(line), "{text}");
     }
 
     #[test]
