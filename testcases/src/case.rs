@@ -4,6 +4,8 @@
 //! `[variant.V]` in it overlays the file to make a further case `AREA/NAME@V`. Every key is checked:
 //! an unknown one is an error that names the file, the key and the known keys.
 
+mod known;
+
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,6 +15,8 @@ use serde::Deserialize;
 use crate::need::Need;
 use crate::status::VmmEnd;
 use vmm::units;
+
+pub use known::{Because, Deviates, Deviation, KnownBug, Modules};
 
 /// How long a case may run if it does not say: enough for any single test, short enough that a hang
 /// is noticed.
@@ -76,9 +80,13 @@ pub struct Spec {
     #[serde(default)]
     pub because: Option<Because>,
     /// A bug of KVM's own that the test shows, and where it lies. While it is there, a fail that the
-    /// guest reports is a skip with this reason; `--require guest` makes it an error.
+    /// guest reports is a skip with this reason; `--require known-bugs` makes it an error.
     #[serde(default)]
-    pub known_bug: Option<Because>,
+    pub known_bug: Option<KnownBug>,
+    /// Where emulated processors deviate from a real one. On such a host a fail, and an error that the
+    /// guest reports, is a skip with this reason; `--require deviations` makes it an error.
+    #[serde(default)]
+    pub deviates: Deviates,
     /// How long the guest may run, written like `10s`; within [`TIMEOUTS`].
     #[serde(default)]
     pub timeout: Timeout,
@@ -237,13 +245,6 @@ checked! {
             return Err("say in one sentence what holds if the case passes".into());
         }
         Ok(text)
-    };
-    /// A reason to be told in a report, without a full stop at its end.
-    Because(String) = |text| {
-        match text.trim().is_empty() || text.ends_with('.') {
-            true => Err(format!("{text:?} is no reason: one or more sentences, without the last full stop")),
-            false => Ok(text),
-        }
     };
 
     /// A duration within [`TIMEOUTS`].

@@ -4,7 +4,8 @@
 //! needs of the host ([`need`], [`facts`]) and the outcome that is right. [`load`] reads the cases and
 //! checks them against the payloads that [`build`] makes; [`select`] chooses; [`runner`] runs each in a
 //! process of its own ([`process`]), as many side by side as fit ([`schedule`]); [`transcript`] reads
-//! what the guest says and [`verdict`] judges; [`report`] tells people, CI systems and programs.
+//! what the guest says and [`verdict`] judges; [`skip`] is why a case was left out, and [`require`] tells
+//! which of that is not accepted; [`report`] tells people, CI systems and programs.
 //!
 //! An emulated host gets a [`job`] and reports by messages on a [`wire`].
 
@@ -26,6 +27,7 @@ pub mod require;
 pub mod runner;
 pub mod schedule;
 pub mod select;
+pub mod skip;
 pub mod status;
 pub mod transcript;
 pub mod verdict;

@@ -1,15 +1,26 @@
 //! Which skips are not accepted.
 //!
 //! `--require NAMES` and the environment variable `EXITLAB_REQUIRE` name needs, separated by commas.
-//! A skip for a named need becomes an error. Three names are special: `kvm` (a usable `/dev/kvm`),
-//! `guest` (a skip that the guest decided itself) and `all` (every skip).
+//! A skip for a named need becomes an error. Some names are no needs of a case:
+//!
+//! | name | these skips are errors |
+//! |---|---|
+//! | `kvm` | for want of a usable `/dev/kvm` |
+//! | `guest` | which the guest decided itself |
+//! | `known-bugs` | of cases that a known bug of KVM fails |
+//! | `deviations` | of cases that an emulated processor is known to fail |
+//! | `all` | every one |
 
 use crate::need::Need;
+use crate::skip::Cause;
 
 /// The environment variable that requires as `--require` does.
 pub const VARIABLE: &str = "EXITLAB_REQUIRE";
 
-/// A set of needs that must be met.
+/// Names that are no needs.
+const SPECIAL: [&str; 4] = ["guest", "known-bugs", "deviations", "all"];
+
+/// A set of skips that are not accepted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Require {
     names: Vec<String>,
@@ -32,9 +43,11 @@ impl Require {
         let names: Vec<String> =
             text.split(',').map(str::trim).filter(|s| !s.is_empty()).map(str::to_string).collect();
         for name in &names {
-            if !matches!(name.as_str(), "guest" | "all") {
-                Need::try_from(name.clone())
-                    .map_err(|e| format!("cannot require `{name}`: {e}, guest or all"))?;
+            if !SPECIAL.contains(&name.as_str()) {
+                let (last, others) = SPECIAL.split_last().expect("there are some");
+                Need::try_from(name.clone()).map_err(|e| {
+                    format!("cannot require `{name}`: {e}, {} or {last}", others.join(", "))
+                })?;
             }
         }
         Ok(Require { names })
@@ -48,9 +61,14 @@ impl Require {
         self
     }
 
-    /// Whether a skip for this need is an error. `None` stands for the guest's own skip.
-    pub fn forbids(&self, need: Option<&Need>) -> bool {
-        let name = need.map_or("guest".into(), Need::to_string);
+    /// Whether a skip for this cause is an error.
+    pub fn forbids(&self, cause: &Cause) -> bool {
+        let name = match cause {
+            Cause::Need(need) => need.to_string(),
+            Cause::Guest => "guest".into(),
+            Cause::KnownBug => "known-bugs".into(),
+            Cause::Deviation => "deviations".into(),
+        };
         self.names.iter().any(|n| *n == name || n == "all")
     }
 }
@@ -61,22 +79,33 @@ mod tests {
 
     #[test]
     fn named_skips_are_forbidden_and_others_are_not() {
-        let require = Require::parse("kvm, cpuid:x2apic").expect("names");
-        let x2apic = Need::Cpuid("x2apic".into());
-        assert!(require.forbids(Some(&Need::Kvm)) && require.forbids(Some(&x2apic)));
-        assert!(!require.forbids(Some(&Need::Cpuid("pcid".into()))) && !require.forbids(None));
-        let all = Require::parse("all").expect("names");
-        assert!(all.forbids(None) && all.forbids(Some(&x2apic)));
+        let need = |name: &str| Cause::Need(Need::try_from(name.to_string()).expect(name));
+        let causes = || {
+            let needs = ["kvm", "cpuid:x2apic", "cpuid:pcid"].map(need);
+            needs.into_iter().chain([Cause::Guest, Cause::KnownBug, Cause::Deviation])
+        };
+        for (names, forbidden) in [
+            ("", &[][..]),
+            ("kvm, cpuid:x2apic", &[0, 1]),
+            ("guest", &[3]),
+            ("known-bugs", &[4]),
+            ("deviations,guest", &[3, 5]),
+            ("all", &[0, 1, 2, 3, 4, 5]),
+        ] {
+            let require = Require::parse(names).expect(names);
+            let got: Vec<_> = causes().map(|cause| require.forbids(&cause)).collect();
+            let must: Vec<_> = (0..6).map(|index| forbidden.contains(&index)).collect();
+            assert_eq!(got, must, "{names}");
+        }
         let guest = Require::parse("guest").expect("names").and(Require::default());
-        let both = require.clone().and(Require::parse("guest,kvm").expect("names"));
-        assert_eq!(both.to_string(), "cpuid:x2apic,guest,kvm");
-        assert!(guest.forbids(None) && !guest.forbids(Some(&Need::Kvm)));
-        assert!(!Require::parse("").expect("no names").forbids(Some(&Need::Kvm)));
+        let both = guest.and(Require::parse("guest,kvm").expect("names"));
+        assert_eq!(both.to_string(), "guest,kvm");
     }
 
     #[test]
     fn an_unknown_name_is_refused() {
         let error = Require::parse("kvm,kmv").unwrap_err();
         assert!(error.contains("cannot require `kmv`"), "{error}");
+        assert!(error.ends_with("guest, known-bugs, deviations or all"), "{error}");
     }
 }

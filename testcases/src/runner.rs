@@ -22,10 +22,11 @@ use crate::case::{Case, CaseId};
 use crate::facts::HostFacts;
 use crate::load::Catalog;
 use crate::need::{Met, Need};
-use crate::process::{self, Ended, Stream};
+use crate::process::{self, Stream};
 use crate::schedule::Schedule;
+use crate::skip::Cause;
 use crate::transcript::Transcript;
-use crate::verdict::{Outcome, Verdict, verdict};
+use crate::verdict::{Outcome, Verdict, verdict, word};
 
 pub use result::{CaseReport, CaseResult, Collector, Log, RunResult};
 
@@ -196,20 +197,28 @@ pub fn shell_line(words: &[String]) -> String {
 /// What is to be reported of a case that the host cannot run, or that is wrong.
 fn check_needs(case: &Case, facts: &dyn HostFacts) -> Result<(), Box<CaseReport>> {
     for need in [&Need::Kvm].into_iter().chain(&case.spec.needs) {
-        let (outcome, reason) = match need.check(facts) {
+        let report = match need.check(facts) {
             Met::Yes => continue,
             Met::No(why) => {
                 let because = case.spec.because.as_ref().filter(|_| *need != Need::Kvm);
-                let because = because.map_or(String::new(), |b| format!("; {}", b.0));
-                (Outcome::Skip, format!("needs {need}: {why}{because}"))
+                let brief = format!("needs {need}: {why}");
+                CaseReport::skipped(Cause::Need(need.clone()), brief, because.map(|b| &b.0[..]))
             }
-            Met::Unknown(why) => (Outcome::Error, format!("need {need}: {why}")),
+            Met::Unknown(why) => {
+                let reason = format!("need {need}: {why}");
+                CaseReport::unrun(Verdict::new(Outcome::Error, reason))
+            }
         };
-        let unmet = (outcome == Outcome::Skip).then(|| need.clone());
-        let report = CaseReport::unrun(Verdict::new(outcome, reason));
-        return Err(Box::new(CaseReport { unmet, ..report }));
+        return Err(Box::new(report));
     }
-    Ok(())
+    match case.spec.deviates.on(facts.processor()) {
+        Some((who, deviation)) if !deviation.run => {
+            let brief = format!("a deviation of {who}: {}", deviation.because.0);
+            let report = CaseReport::skipped(Cause::Deviation, brief, Some("not run there"));
+            Err(Box::new(report))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Runs one case, unless a need is not met.
@@ -221,25 +230,33 @@ fn run_case(case: &Case, setup: &Setup<'_>) -> CaseReport {
         let reason = format!("no payload `{}` is built", case.spec.payload.payload);
         return CaseReport::unrun(Verdict::new(Outcome::Error, reason));
     };
-    let mut report = execute(case, setup, &payload.path);
-    let verdict = &mut report.verdict;
-    if verdict.outcome == Outcome::Skip {
-        verdict.reason = format!("the guest: {}", verdict.reason);
+    let (mut report, word) = execute(case, setup, &payload.path);
+    let (outcome, reason) = (report.verdict.outcome, report.verdict.reason.clone());
+    if outcome == Outcome::Skip {
+        report.skip(Cause::Guest, format!("the guest: {reason}"), None);
+        return report;
     }
     // Only what the guest itself reports is the bug that is known; a guest that dies is another.
-    let said_fail = report.ended == Some(Ended::Exited(ExitValue::Fail.status()));
-    if let Some(bug) = &case.spec.known_bug
-        && verdict.outcome == Outcome::Fail
-        && said_fail
+    if word == Some(ExitValue::Fail)
+        && let Some(bug) = &case.spec.known_bug
+        && let Some(bug) = bug.of(setup.facts.flavour())
     {
-        let reason = format!("a known bug: {}; {}", bug.0, verdict.reason);
-        *verdict = Verdict::new(Outcome::Skip, reason);
+        report.skip(Cause::KnownBug, format!("a known bug: {bug}"), Some(&reason));
+        return report;
+    }
+    // Where a processor does something else than a real one, a test may end in any way. An error that
+    // is not the guest's own word is one of the VMM or of what carries the report, all the same.
+    if (outcome == Outcome::Fail || word == Some(ExitValue::Error))
+        && let Some((who, deviation)) = case.spec.deviates.on(setup.facts.processor())
+    {
+        let brief = format!("a deviation of {who}: {}", deviation.because.0);
+        report.skip(Cause::Deviation, brief, Some(&reason));
     }
     report
 }
 
-/// Runs the command of a case and judges it.
-fn execute(case: &Case, setup: &Setup<'_>, payload: &Path) -> CaseReport {
+/// Runs the command of a case and judges it. Also returns what the guest itself said of its end.
+fn execute(case: &Case, setup: &Setup<'_>, payload: &Path) -> (CaseReport, Option<ExitValue>) {
     let timeout = setup.slowed(case.spec.timeout.0);
     let command = command(case, &setup.vmm, payload, timeout);
     let mut transcript = Transcript::new(&case.spec.payload.test);
@@ -259,16 +276,18 @@ fn execute(case: &Case, setup: &Setup<'_>, payload: &Path) -> CaseReport {
         },
     );
     transcript.finish();
-    CaseReport {
+    let word = word(&ended, transcript.report());
+    let report = CaseReport {
         verdict: verdict(&ended, transcript.report(), case.spec.expect),
-        unmet: None,
+        skip: None,
         duration: start.elapsed(),
         ended: Some(ended),
         values: transcript.values().to_vec(),
         command,
         serial: Log::from(&serial),
         stderr: Log::from(&stderr),
-    }
+    };
+    (report, word)
 }
 
 #[cfg(test)]

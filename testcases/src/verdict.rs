@@ -95,6 +95,16 @@ pub fn verdict(ended: &Ended, report: &Report, expect: Expect) -> Verdict {
     }
 }
 
+/// What the guest itself said of its end, if it did and both witnesses agree on it.
+pub fn word(ended: &Ended, report: &Report) -> Option<ExitValue> {
+    match (ended, report) {
+        (Ended::Exited(status), Report::Ended(value, _)) if value.status() == *status => {
+            Some(*value)
+        }
+        _ => None,
+    }
+}
+
 /// The guest wrote one of the protocol's values to the exit port.
 fn guests_word(value: ExitValue, report: &Report, expect: Expect) -> Verdict {
     let Report::Ended(said_value, reason) = report else {

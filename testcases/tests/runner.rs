@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use testcases::case::{Case, CaseId, Spec};
-use testcases::facts::{HostFacts, KvmFlavour};
+use testcases::facts::{HostFacts, KvmFlavour, Processor};
 use testcases::load::{Catalog, Payload};
 use testcases::need::Met;
 use testcases::require::Require;
@@ -19,6 +19,7 @@ const GRACE: Duration = Duration::from_secs(2);
 /// A host with everything but one CPUID feature, or without KVM.
 struct Host {
     kvm: bool,
+    processor: Processor,
 }
 
 impl HostFacts for Host {
@@ -40,6 +41,9 @@ impl HostFacts for Host {
     }
     fn flavour(&self) -> KvmFlavour {
         KvmFlavour::Intel
+    }
+    fn processor(&self) -> Processor {
+        self.processor
     }
     fn cpus(&self) -> usize {
         2
@@ -78,6 +82,7 @@ fn case(test: &str, more: &str) -> Case {
 
 struct Options {
     kvm: bool,
+    processor: Processor,
     require: &'static str,
     jobs: usize,
     fail_fast: bool,
@@ -90,6 +95,7 @@ impl Default for Options {
     fn default() -> Self {
         Options {
             kvm: true,
+            processor: Processor::Hardware,
             require: "",
             jobs: 4,
             fail_fast: false,
@@ -107,7 +113,7 @@ fn run(cases: &[Case], options: &Options) -> (RunResult, tempfile::TempDir) {
     let setup = Setup {
         vmm: options.vmm.clone(),
         catalog: &catalog,
-        facts: &Host { kvm: options.kvm },
+        facts: &Host { kvm: options.kvm, processor: options.processor },
         jobs: options.jobs,
         grace: GRACE,
         slowness: options.slowness,
@@ -122,6 +128,8 @@ fn run(cases: &[Case], options: &Options) -> (RunResult, tempfile::TempDir) {
 }
 
 const KNOWN: &str = "known_bug = \"of long standing\"";
+const DEVIATES: &str = "deviates.tcg = \"no RF\"";
+const NOT_RUN: &str = "deviates.tcg = { because = \"it hangs\", run = false }";
 
 #[test]
 fn every_end_has_its_outcome() {
@@ -154,8 +162,13 @@ fn every_end_has_its_outcome() {
             "needs cpuid:pcid: KVM shows no pcid; it flushes",
         ),
         ("fail", KNOWN, Outcome::Skip, "a known bug: of long standing; x.rs:1: wrong"),
+        ("fail", "known_bug.kvm-intel = \"x\"", Outcome::Skip, "a known bug: x; x.rs:1: wrong"),
+        ("fail", "known_bug.kvm-amd = \"x\"", Outcome::Fail, "x.rs:1: wrong"),
+        ("fail", DEVIATES, Outcome::Fail, "x.rs:1: wrong"),
+        ("pass", NOT_RUN, Outcome::Pass, ""),
         ("pass", KNOWN, Outcome::Pass, ""),
         ("error", KNOWN, Outcome::Error, "trap #PF at 0x1234"),
+        ("liar", KNOWN, Outcome::Error, "the report says `fail`"),
         ("status_4", KNOWN, Outcome::Fail, "triple-faulted"),
         ("pass", "needs = [\"cpuid:nothing\"]", Outcome::Error, "no such feature: nothing"),
     ];
@@ -172,6 +185,44 @@ fn every_end_has_its_outcome() {
     let values: Vec<_> = result.results[0].values.iter().map(|m| (&m.key[..], m.value)).collect();
     assert_eq!(values, [("exit_ticks", 42)]);
     assert_eq!(result.results[7].report.last().expect("a report"), "rip 0x100000");
+}
+
+#[test]
+fn a_deviation_of_an_emulated_processor_is_a_skip_there() {
+    let is = "a deviation of TCG: no RF; ";
+    let table = [
+        ("pass", DEVIATES, Outcome::Pass, ""),
+        ("fail", DEVIATES, Outcome::Skip, &format!("{is}x.rs:1: wrong")[..]),
+        ("error", DEVIATES, Outcome::Skip, &format!("{is}trap #PF at 0x1234")),
+        ("status_4", DEVIATES, Outcome::Skip, &format!("{is}the guest triple-faulted")),
+        ("status_6", DEVIATES, Outcome::Skip, &format!("{is}KVM could not run the guest on")),
+        ("status_8", DEVIATES, Outcome::Skip, &format!("{is}every vCPU halted")),
+        ("timeout", DEVIATES, Outcome::Skip, &format!("{is}the guest did not end in time")),
+        // What is no evidence about the processor is an error there, too.
+        ("silent", DEVIATES, Outcome::Error, "never began its test"),
+        ("liar", DEVIATES, Outcome::Error, "the report says `fail`"),
+        ("garbage", DEVIATES, Outcome::Error, "is no report line"),
+        ("segv", DEVIATES, Outcome::Error, "killed by signal 11"),
+        ("status_14", DEVIATES, Outcome::Error, "the VMM failed"),
+        ("pass", NOT_RUN, Outcome::Skip, "a deviation of TCG: it hangs; not run there"),
+        ("fail", "deviates.bochs = \"x\"", Outcome::Fail, "x.rs:1: wrong"),
+        ("fail", "", Outcome::Fail, "x.rs:1: wrong"),
+    ];
+    let cases: Vec<_> = table.iter().map(|(test, more, ..)| case(test, more)).collect();
+    let options = Options { processor: Processor::Tcg, ..Options::default() };
+    let (result, _dir) = run(&cases, &options);
+    for ((test, more, outcome, reason), got) in table.iter().zip(&result.results) {
+        let verdict = &got.verdict;
+        assert_eq!(verdict.outcome, *outcome, "{test} {more}: {}", verdict.reason);
+        assert!(verdict.reason.contains(reason), "{test} {more}: {}", verdict.reason);
+        let brief = got.skip.as_ref().map(|skip| skip.brief.starts_with("a deviation of TCG: "));
+        assert_eq!(brief, (*outcome == Outcome::Skip).then_some(true), "{test} {more}");
+        assert_eq!(got.ended.is_none(), *more == NOT_RUN, "{test} {more}");
+    }
+    let (result, _dir) = run(&cases, &Options { require: "deviations", ..options });
+    assert_eq!((result.count(Outcome::Skip), result.count(Outcome::Pass)), (0, 1));
+    let reason = &result.results[1].verdict.reason;
+    assert!(reason.starts_with("required, but would skip: a deviation of TCG"), "{reason}");
 }
 
 #[test]
@@ -213,12 +264,14 @@ fn the_machine_reaches_the_vmm_and_logs_reach_the_disk() {
 
 #[test]
 fn a_required_skip_is_an_error() {
-    let cases = [case("skip", ""), case("pass", "needs = [\"cpuid:pcid\"]")];
+    let needs = "needs = [\"cpuid:pcid\"]";
+    let cases = [case("skip", ""), case("pass", needs), case("fail", KNOWN)];
     for (require, outcomes) in [
-        ("kvm", [Outcome::Skip, Outcome::Skip]),
-        ("guest", [Outcome::Error, Outcome::Skip]),
-        ("cpuid:pcid", [Outcome::Skip, Outcome::Error]),
-        ("all", [Outcome::Error, Outcome::Error]),
+        ("kvm", [Outcome::Skip, Outcome::Skip, Outcome::Skip]),
+        ("guest", [Outcome::Error, Outcome::Skip, Outcome::Skip]),
+        ("cpuid:pcid", [Outcome::Skip, Outcome::Error, Outcome::Skip]),
+        ("known-bugs", [Outcome::Skip, Outcome::Skip, Outcome::Error]),
+        ("all", [Outcome::Error, Outcome::Error, Outcome::Error]),
     ] {
         let (result, _dir) = run(&cases, &Options { require, ..Options::default() });
         let got: Vec<_> = result.results.iter().map(|r| r.verdict.outcome).collect();

@@ -13,10 +13,12 @@ use testcases::case::{Case, CaseId};
 use testcases::facts::HostFacts;
 use testcases::facts_table::FactsTable;
 use testcases::load::SELFTEST;
+use testcases::need::Need;
 use testcases::program::build_vmm;
 use testcases::report::{Place, text};
 use testcases::require::{Require, VARIABLE};
 use testcases::runner::{self, CaseResult, Collector, Setup, Watch};
+use testcases::skip::Cause;
 use testcases::verdict::Outcome;
 
 use Outcome::{Error, Fail, Pass, Skip};
@@ -65,7 +67,7 @@ fn every_end_of_a_real_guest_has_its_outcome() {
     if let Err(why) = facts.kvm() {
         let required = std::env::var(VARIABLE).unwrap_or_default();
         assert!(
-            !Require::parse(&required).expect(VARIABLE).forbids(Some(&testcases::need::Need::Kvm)),
+            !Require::parse(&required).expect(VARIABLE).forbids(&Cause::Need(Need::Kvm)),
             "{VARIABLE}={required}, but {why}"
         );
         // Not by a macro: the test harness would keep that to itself.

@@ -49,8 +49,8 @@ pub struct Test {
     /// The hosts to run on, separated by commas.
     #[arg(long, value_name = "HOSTS", value_enum, value_delimiter = ',', default_value = "kvm")]
     pub host: Vec<Host>,
-    /// Makes an error of each skip for one of these needs (kvm, cpuid:x2apic, guest, all ..),
-    /// separated by commas. EXITLAB_REQUIRE adds to it.
+    /// Makes an error of each skip for one of these, separated by commas: needs (kvm, cpuid:x2apic
+    /// ..), guest (decided by the guest), known-bugs, deviations, or all. EXITLAB_REQUIRE adds to it.
     #[arg(long, value_name = "NAMES", default_value = "", hide_default_value = true)]
     pub require: String,
     /// How many vCPUs run side by side; twice as many as there are processors if not given, since

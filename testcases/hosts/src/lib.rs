@@ -7,6 +7,7 @@
 pub mod bochs;
 pub mod compression;
 pub mod cpio;
+pub mod fetch;
 pub mod image;
 pub mod kernel;
 pub mod machine;

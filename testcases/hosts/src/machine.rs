@@ -337,26 +337,19 @@ impl Machine {
         let mut prepared = self.prepare(task, params, None)?;
         let (console, log) =
             (prepared.dir.path().join(bochs::CONSOLE), prepared.dir.path().join(bochs::LOG));
-        let mut troubles = Vec::new();
         let mut session =
             session::run(&mut prepared.command, &console, &log, cancel, &mut |envelope| {
-                match &envelope.message {
-                    Message::Hello(hello) if hello.protocol != PROTOCOL => {
-                        return ControlFlow::Break(format!(
-                            "its agent speaks protocol {}, not {PROTOCOL}: `cargo xtask host \
-                             setup` makes a new image",
-                            hello.protocol
-                        ));
-                    }
-                    Message::Trouble(text) => troubles.push(text.clone()),
-                    _ => {}
+                if let Message::Hello(hello) = &envelope.message
+                    && hello.protocol != PROTOCOL
+                {
+                    return ControlFlow::Break(format!(
+                        "its agent speaks protocol {}, not {PROTOCOL}: `cargo xtask host setup` \
+                         makes a new image",
+                        hello.protocol
+                    ));
                 }
                 each(envelope)
             });
-        if !troubles.is_empty() {
-            let lines = troubles.iter().flat_map(|text| text.lines()).map(|l| format!("  | {l}"));
-            session.story.splice(0..0, ["its agent says:".to_string()].into_iter().chain(lines));
-        }
         if !matches!(session.ending, Ending::Done(_) | Ending::Cancelled) {
             let kept = prepared.dir.keep();
             session.story.push(format!("its files are kept in {}", kept.display()));
@@ -425,10 +418,8 @@ impl Machine {
     /// The error for a session that did not do what it was to.
     pub fn failed(&self, ending: &Ending, session: &Session) -> HostError {
         let what = match ending {
-            Ending::Done(status) => format!("gave up, with status {status}"),
-            Ending::Died(how) => format!("died: {how}"),
-            Ending::Hung(how) => format!("was stopped: {how}"),
             Ending::Cancelled => return HostError::Cancelled(self.name),
+            ending => ending.to_string(),
         };
         HostError::Failed { name: self.name, what, story: session.story.join("\n") }
     }

@@ -215,14 +215,12 @@ fn settle(machine: &Machine, left: Left) -> Result<Settled, HostError> {
     if ending == Ending::Cancelled || running.is_empty() && waiting.is_empty() {
         return Ok((vec![], None));
     }
-    let what = match &ending {
-        Ending::Done(status) => format!("ended without a word about it, with status {status}"),
-        Ending::Died(how) => format!("died: {how}"),
-        Ending::Hung(how) => format!("was stopped: {how}"),
-        Ending::Cancelled => "was cancelled".into(),
-    };
+    let mut what = ending.to_string();
+    if let Some(first) = session.troubles.first().and_then(|text| text.lines().next()) {
+        what = format!("{what}: {first}");
+    }
     let error = |when: &str| {
-        let reason = format!("host {} {what} {when}", machine.name);
+        let reason = format!("{when} host {} {what}", machine.name);
         let story = session.story.join("\n").into_bytes();
         CaseReport {
             stderr: Log { total: story.len() as u64, kept: story },
@@ -230,9 +228,13 @@ fn settle(machine: &Machine, left: Left) -> Result<Settled, HostError> {
         }
     };
     let mut reports: Vec<_> =
-        running.iter().map(|&index| (index, error("while the case ran"))).collect();
+        running.iter().map(|&index| (index, error("while the case ran,"))).collect();
     if boot.again || ending == Ending::Done(0) {
-        let when = if boot.again { "before the case began, for the second time" } else { "" };
+        let when = if boot.again {
+            "before the case began, for the second time,"
+        } else {
+            "before the case began,"
+        };
         reports.extend(waiting.iter().map(|&index| (index, error(when))));
         return Ok((reports, None));
     }

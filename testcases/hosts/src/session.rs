@@ -4,6 +4,7 @@
 //! How long a host may be silent follows from how fast it is: its agent tells every second of the
 //! host's own time that it lives, and the session compares that clock with this machine's.
 
+use std::fmt;
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -37,6 +38,9 @@ const TICK: Duration = Duration::from_millis(20);
 /// What is kept of what the emulator prints: its beginning and its end. Bytes.
 const KEEP: (usize, usize) = (4 << 10, 4 << 10);
 
+/// How many of the agent's troubles are kept.
+const MAX_TROUBLES: usize = 20;
+
 /// The last lines of the console that are shown.
 const CONSOLE_SHOWN: usize = 25;
 
@@ -53,6 +57,19 @@ pub enum Ending {
     Cancelled,
 }
 
+/// As a predicate about the host.
+impl fmt::Display for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Ending::Done(0) => f.write_str("ended as it should"),
+            Ending::Done(status) => write!(f, "gave up, with status {status}"),
+            Ending::Died(how) => write!(f, "died: {how}"),
+            Ending::Hung(how) => write!(f, "was stopped: {how}"),
+            Ending::Cancelled => f.write_str("was cancelled"),
+        }
+    }
+}
+
 /// What is left to tell of a session.
 #[derive(Clone, Debug)]
 pub struct Session {
@@ -64,6 +81,8 @@ pub struct Session {
     pub booted: Option<Duration>,
     /// Bytes on the result channel that were no message.
     pub garbage_bytes: u64,
+    /// What the agent said did not work.
+    pub troubles: Vec<String>,
     /// The end of the console, what the emulator said, and what was garbage: for people.
     pub story: Vec<String>,
 }
@@ -138,12 +157,18 @@ pub fn run(
     let (stop, over) = (AtomicBool::new(false), AtomicBool::new(false));
     let mut decoder = Decoder::default();
     let mut said = Bounded::new(KEEP.0, KEEP.1);
+    let mut troubles = Vec::new();
     let mut take = |envelope: Envelope| {
         let mut heard = lock();
         heard.last = Instant::now();
         heard.last_at = envelope.at;
         if heard.first.is_none() {
             heard.first = Some((heard.last, envelope.at));
+        }
+        if let Message::Trouble(text) = &envelope.message
+            && troubles.len() < MAX_TROUBLES
+        {
+            troubles.push(text.clone());
         }
         if let Message::Bye { status } = envelope.message {
             heard.bye = Some((heard.last, status));
@@ -190,6 +215,7 @@ pub fn run(
     let mut story = Vec::new();
     if !matches!(ending, Ending::Done(0) | Ending::Cancelled) {
         let file = |path: &Path| fs::read(path).unwrap_or_default();
+        add(&mut story, "its agent says", troubles.join("\n").as_bytes());
         add(&mut story, "the end of its console", &file(console));
         add(&mut story, "its emulator's log", &file(log));
         add(&mut story, "its emulator says", &said.contents());
@@ -200,6 +226,7 @@ pub fn run(
         took: start.elapsed(),
         booted: heard.first.map(|(at, _)| at - start),
         garbage_bytes: decoder.garbage_bytes(),
+        troubles,
         story,
     }
 }

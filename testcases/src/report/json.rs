@@ -17,7 +17,7 @@
 //!   "cases": [{
 //!     "host": "amd", "id": "apic/ipi@smp2", "area": "apic", "name": "ipi", "variant": "smp2",
 //!     "about": "..", "payload": "apic", "test": "ipi", "expect": "pass", "tags": [],
-//!     "outcome": "pass", "reason": "", "need": null, "status": 1, "duration_ms": 12,
+//!     "outcome": "pass", "reason": "", "skip": null, "need": null, "status": 1, "duration_ms": 12,
 //!     "values": [{"key": "exit_ticks", "value": 42}],
 //!     "command": ["vmm", "run"], "logs": "target/test-runs/amd/..", "serial_bytes": 7
 //!   }],
@@ -26,8 +26,9 @@
 //! ```
 //!
 //! `emulator` is null for the machine's own KVM. The outer `counts` are the sums over `hosts`. A case
-//! is there once for each host. `need` is the unmet need after a skip, `status` the VMM's exit status
-//! or null if it had none.
+//! is there once for each host. `skip` is what made it a skip, or made an error of one that is not
+//! accepted: `need` (and the other key says which), `guest`, `known-bug` or `deviation`. `status` is
+//! the VMM's exit status, or null if it had none.
 //!
 //! Schema 1 knew one host: its `host` had no name, and neither cases nor what was not run told theirs.
 
@@ -91,6 +92,7 @@ struct CaseReport<'a> {
     tags: Vec<&'a str>,
     outcome: &'static str,
     reason: &'a str,
+    skip: Option<&'static str>,
     need: Option<String>,
     status: Option<u8>,
     duration_ms: u64,
@@ -157,7 +159,8 @@ fn case<'a>((host, result): (&'a str, &'a CaseResult)) -> CaseReport<'a> {
         tags: spec.tags.iter().map(|tag| &tag.0[..]).collect(),
         outcome: result.verdict.outcome.word(),
         reason: &result.verdict.reason,
-        need: result.unmet.as_ref().map(ToString::to_string),
+        skip: result.skip.as_ref().map(|skip| skip.cause.word()),
+        need: result.skip.as_ref().and_then(|skip| skip.cause.need()).map(ToString::to_string),
         status: match result.ended {
             Some(Ended::Exited(status)) => Some(status),
             _ => None,
@@ -198,6 +201,8 @@ mod tests {
         assert_eq!(bad["values"][0], serde_json::json!({"key": "exit_ticks", "value": 42}));
         assert_eq!(bad["status"], 1);
         assert_eq!(report["cases"][3]["need"], "cpuid:x2apic");
+        assert_eq!(report["cases"][3]["skip"], "need");
+        assert_eq!(report["cases"][1]["skip"], serde_json::Value::Null);
         assert_eq!(report["cases"][3]["status"], serde_json::Value::Null);
         assert_eq!(report["hosts"][0]["emulator"], serde_json::Value::Null);
     }

@@ -144,6 +144,7 @@ pub(crate) mod sample {
     use crate::need::Need;
     use crate::process::Ended;
     use crate::runner::{CaseResult, RunResult};
+    use crate::skip::{Cause, Skip};
     use crate::transcript::Measured;
     use crate::verdict::{Outcome, Verdict};
 
@@ -166,7 +167,10 @@ pub(crate) mod sample {
         CaseResult {
             case: Case { id, file: "x.toml".into(), spec: spec.expect("a case") },
             verdict: Verdict::new(outcome, reason),
-            unmet: skipped.then(|| Need::Cpuid("x2apic".into())),
+            skip: skipped.then(|| Skip {
+                cause: Cause::Need(Need::Cpuid("x2apic".into())),
+                brief: reason.into(),
+            }),
             duration: Duration::from_millis(1500),
             ended: (!skipped).then_some(Ended::Exited(1)),
             values: vec![Measured { key: "exit_ticks".into(), value: 42 }],

@@ -6,7 +6,6 @@ use std::time::Duration;
 use super::table::table;
 use super::{HostRun, Place, Runs};
 use crate::case::CaseId;
-use crate::need::Need;
 use crate::runner::CaseResult;
 use crate::verdict::Outcome;
 
@@ -67,8 +66,8 @@ pub fn details(result: &CaseResult, place: &Place) -> String {
 /// The summary: a table by area, what was skipped and why, what was bad, and a last line of the form
 /// `N passed, N failed, N skipped`, in which errors count as failed.
 ///
-/// Skips for one unmet need are one entry. Why each of them has that need is told in the line of the
-/// case, and in the other reports.
+/// Skips for one reason are one entry. What else is to be said of each of them is told in the line of
+/// the case, and in the other reports.
 pub fn summary(runs: &Runs) -> String {
     let mut text = table(runs);
     let several = runs.hosts.len() > 1;
@@ -119,7 +118,8 @@ pub fn summary(runs: &Runs) -> String {
 fn skips(host: &HostRun) -> Vec<String> {
     let mut groups: Vec<(&str, Vec<&CaseId>)> = Vec::new();
     for result in host.run.results.iter().filter(|r| r.verdict.outcome == Outcome::Skip) {
-        let (reason, id) = (plain_reason(result), &result.case.id);
+        let brief = result.skip.as_ref().map(|skip| &skip.brief);
+        let (reason, id) = (&brief.unwrap_or(&result.verdict.reason)[..], &result.case.id);
         match groups.iter_mut().find(|(known, _)| *known == reason) {
             Some((_, ids)) => ids.push(id),
             None => groups.push((reason, vec![id])),
@@ -134,16 +134,6 @@ fn skips(host: &HostRun) -> Vec<String> {
         }
     };
     groups.into_iter().map(line).collect()
-}
-
-/// The reason of a skip without what the case adds to it for an unmet need.
-fn plain_reason(result: &CaseResult) -> &str {
-    let reason = &result.verdict.reason[..];
-    let added = match (&result.unmet, &result.case.spec.because) {
-        (None | Some(Need::Kvm), _) | (_, None) => return reason,
-        (Some(_), Some(because)) => &because.0[..],
-    };
-    reason.strip_suffix(added).and_then(|rest| rest.strip_suffix("; ")).unwrap_or(reason)
 }
 
 /// What came of a case on the other hosts.
@@ -225,19 +215,15 @@ mod tests {
     }
 
     #[test]
-    fn skips_for_one_need_are_one_line() {
+    fn skips_for_one_reason_are_one_line() {
         let mut runs = sample::runs();
-        let skip = |name: &str, because: &str| {
-            let why = format!("needs cpuid:x2apic: no{because}");
-            let mut result = sample::result("apic", name, Outcome::Skip, &why);
-            result.case.spec.because =
-                because.strip_prefix("; ").map(|b| b.to_string().try_into().expect("a reason"));
-            result
-        };
-        let names = ["a", "b", "c", "d", "e"];
-        runs.hosts[0].run.results = names.iter().map(|name| skip(name, "; it flushes")).collect();
-        runs.hosts[0].run.results.push(skip("f", ""));
-        runs.hosts[0].run.results.push(sample::result("tsc", "g", Outcome::Skip, "another"));
+        let brief = "needs cpuid:x2apic: no";
+        let mut results: Vec<_> = ["a", "b", "c", "d", "e", "f"]
+            .map(|name| sample::result("apic", name, Outcome::Skip, brief))
+            .into();
+        results[1].verdict.reason = format!("{brief}; it flushes");
+        results.push(sample::result("tsc", "g", Outcome::Skip, "another"));
+        runs.hosts[0].run.results = results;
         let text = summary(&runs);
         let (_, list) = text.split_once("skipped:\n").expect("skips");
         let lines: Vec<_> = list.lines().take_while(|line| !line.is_empty()).collect();

@@ -11,9 +11,9 @@ use serde::{Deserialize, Serialize};
 use super::{logs_of, shell_line};
 use crate::bounded::{Bounded, excerpt};
 use crate::case::{Case, CaseId};
-use crate::need::Need;
 use crate::process::Ended;
 use crate::require::Require;
+use crate::skip::{Cause, Skip};
 use crate::transcript::Measured;
 use crate::verdict::{Outcome, Verdict};
 
@@ -29,8 +29,8 @@ const REPORT_SHOWN: (usize, usize) = (50, 70);
 pub struct CaseReport {
     /// The outcome and its reason.
     pub verdict: Verdict,
-    /// The need that was not met, after a skip.
-    pub unmet: Option<Need>,
+    /// What made it a skip, if it is one.
+    pub skip: Option<Skip>,
     /// How long the process ran.
     pub duration: Duration,
     /// How the process ended; `None` if none was started.
@@ -67,8 +67,8 @@ pub struct CaseResult {
     pub case: Case,
     /// The outcome and its reason.
     pub verdict: Verdict,
-    /// The need that was not met, after a skip (or an error because it was required).
-    pub unmet: Option<Need>,
+    /// What made it a skip, if it is one (or an error, because this skip is not accepted).
+    pub skip: Option<Skip>,
     /// How long the process ran.
     pub duration: Duration,
     /// How the process ended; `None` if none was started.
@@ -113,11 +113,26 @@ impl RunResult {
 }
 
 impl CaseReport {
+    /// Of a case that is skipped before its process is started; `more` is what is told of this case
+    /// besides the cause.
+    pub fn skipped(cause: Cause, brief: String, more: Option<&str>) -> CaseReport {
+        let mut report = CaseReport::unrun(Verdict::new(Outcome::Pass, ""));
+        report.skip(cause, brief, more);
+        report
+    }
+
+    /// Makes a skip of it.
+    pub(super) fn skip(&mut self, cause: Cause, brief: String, more: Option<&str>) {
+        let reason = more.map_or_else(|| brief.clone(), |more| format!("{brief}; {more}"));
+        self.verdict = Verdict::new(Outcome::Skip, reason);
+        self.skip = Some(Skip { cause, brief });
+    }
+
     /// Of a case whose process was not started.
     pub fn unrun(verdict: Verdict) -> CaseReport {
         CaseReport {
             verdict,
-            unmet: None,
+            skip: None,
             duration: Duration::ZERO,
             ended: None,
             values: Vec::new(),
@@ -140,12 +155,11 @@ pub struct Collector {
 impl Collector {
     /// The result of a case, from what was reported of it. Writes its logs if it was run.
     pub fn collect(&self, case: &Case, report: CaseReport) -> CaseResult {
-        let CaseReport { verdict, unmet, duration, ended, values, command, serial, stderr } =
-            report;
+        let CaseReport { verdict, skip, duration, ended, values, command, serial, stderr } = report;
         let mut result = CaseResult {
             case: case.clone(),
             verdict,
-            unmet,
+            skip,
             duration,
             ended,
             values,
@@ -155,10 +169,9 @@ impl Collector {
             serial_tail: excerpt(&serial.kept, 0, SERIAL_SHOWN),
             report: excerpt(&stderr.kept, REPORT_SHOWN.0, REPORT_SHOWN.1),
         };
-        let verdict = &mut result.verdict;
-        if verdict.outcome == Outcome::Skip && self.require.forbids(result.unmet.as_ref()) {
-            let reason = format!("required, but would skip: {}", verdict.reason);
-            *verdict = Verdict::new(Outcome::Error, reason);
+        if result.skip.as_ref().is_some_and(|skip| self.require.forbids(&skip.cause)) {
+            let reason = format!("required, but would skip: {}", result.verdict.reason);
+            result.verdict = Verdict::new(Outcome::Error, reason);
         }
         if result.ended.is_some()
             && let Err(e) = write_logs(&result.logs, &result.command, &serial, &stderr)

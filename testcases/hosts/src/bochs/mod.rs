@@ -57,7 +57,7 @@ pub struct Boot<'a> {
     pub job: &'a [u8],
     /// The kernel's command line.
     pub command_line: &'a str,
-    /// RAM in MiB, from 128 to 2048.
+    /// RAM in MiB.
     pub memory: u32,
     /// Whether standard input and output of the machine's first serial port are this device (a
     /// pseudo-terminal), instead of the console log.
@@ -110,7 +110,7 @@ pub fn command(
     let memory = u64::from(boot.memory) << 20;
     let (layout, pieces) = Layout::new(
         block,
-        memory,
+        memory.min(rom::LOW_MEMORY),
         boot.kernel.address,
         boot.kernel.bytes,
         boot.initrd,

@@ -31,6 +31,9 @@ pub const MISPLACED: &str = "boot ROM: the images are not in memory where they w
 /// The longest command line that has room. Bytes.
 pub const MAX_CMDLINE: usize = SIZE - CMDLINE as usize - 2;
 
+/// Memory below this lies at its own address; what is more lies from 4 GiB on. Bytes.
+pub const LOW_MEMORY: u64 = 0xc000_0000;
+
 /// The start info is copied here, because the kernel's entry code uses its first word as a stack.
 const START_INFO_RAM: u32 = 0x9_0000;
 
@@ -80,7 +83,7 @@ pub enum RomError {
 }
 
 /// Makes the ROM for a kernel and an initramfs laid out like this. `entry` is the kernel's PVH entry
-/// point (physical), `memory` the size of RAM in bytes, at most 3 GiB.
+/// point (physical), `memory` the size of RAM in bytes.
 ///
 /// # Errors
 ///
@@ -117,10 +120,11 @@ pub fn rom(
     put(START_INFO + 12, &1_u32.to_le_bytes());
     let addresses = [ADDRESS + MODULES, ADDRESS + CMDLINE, 0, ADDRESS + MEMORY_MAP].map(u64::from);
     put(START_INFO + 16, &words(&addresses));
-    put(START_INFO + 48, &(map.len() as u32).to_le_bytes());
+    let parts = map.iter().filter(|(_, size, _)| *size > 0);
+    put(START_INFO + 48, &(parts.clone().count() as u32).to_le_bytes());
     // struct hvm_modlist_entry: address, size, no command line of its own.
     put(MODULES, &words(&[layout.initrd, layout.initrd_size, 0, 0]));
-    for (index, (start, size, kind)) in map.iter().enumerate() {
+    for (index, (start, size, kind)) in parts.enumerate() {
         // struct hvm_memmap_table_entry.
         put(MEMORY_MAP + 24 * index as u32, &words(&[*start, *size, u64::from(*kind)]));
     }
@@ -135,15 +139,18 @@ fn words(values: &[u64]) -> Vec<u8> {
     values.iter().flat_map(|value| value.to_le_bytes()).collect()
 }
 
-/// Memory as the BIOS uses it: start, size, E820 type. At the end of RAM lie its ACPI tables.
-fn memory_map(memory: u64) -> [(u64, u64, u32); 5] {
+/// Memory as the BIOS uses it: start, size, E820 type. At the end of what lies below the devices are
+/// its ACPI tables; what the machine has besides begins at 4 GiB.
+fn memory_map(memory: u64) -> [(u64, u64, u32); 6] {
     const ACPI: u64 = 0x1_0000;
+    let low = memory.min(LOW_MEMORY);
     [
         (0, 0x9_fc00, 1),
         (0xe_0000, 0x2_0000, 2),
-        (0x10_0000, memory - ACPI - 0x10_0000, 1),
-        (memory - ACPI, ACPI, 3),
+        (0x10_0000, low - ACPI - 0x10_0000, 1),
+        (low - ACPI, ACPI, 3),
         (0xfffc_0000, 0x4_0000, 2),
+        (1 << 32, memory - low, 1),
     ]
 }
 
@@ -284,11 +291,14 @@ mod tests {
 
     #[test]
     fn the_memory_map_covers_ram_once_and_in_order() {
-        let map = memory_map(256 << 20);
-        for pair in map.windows(2) {
-            assert!(pair[0].0 + pair[0].1 <= pair[1].0, "{pair:?}");
+        for (memory, low) in [(256 << 20, 256 << 20), (6 << 30, LOW_MEMORY)] {
+            let map = memory_map(memory);
+            for pair in map.windows(2) {
+                assert!(pair[0].0 + pair[0].1 <= pair[1].0, "{pair:?}");
+            }
+            assert_eq!(map[2].0 + map[2].1, map[3].0);
+            assert_eq!(map[3].0 + map[3].1, low);
+            assert_eq!(low + map[5].1, memory);
         }
-        assert_eq!(map[2].0 + map[2].1, map[3].0);
-        assert_eq!(map[3].0 + map[3].1, 256 << 20);
     }
 }
