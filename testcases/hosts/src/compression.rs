@@ -23,13 +23,16 @@ pub enum Format {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CompressionError {
     /// Not the beginning of a format that is known.
-    #[error("{what}; gzip, xz, zstd and LZ4's legacy frames are understood")]
+    #[error(
+        "{what}; gzip, xz, zstd and LZ4's legacy frames are understood: use a file that is compressed \
+         by one of these, and get it again if it should be"
+    )]
     Unknown {
         /// What they look like.
         what: String,
     },
     /// They begin well and do not go on so.
-    #[error("the {format} data is damaged or cut off: {why}")]
+    #[error("the {format} data is damaged or cut off, get the file again: {why}")]
     Damaged {
         /// What they are.
         format: Format,
