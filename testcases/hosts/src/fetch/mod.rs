@@ -182,10 +182,8 @@ impl<'a> Fetcher<'a> {
     /// As [`qemu`](Fetcher::qemu).
     pub fn kernel(&mut self, flavour: Flavour) -> Result<Kernel, FetchError> {
         if let Some(path) = &self.own.kernel {
-            return own::kernel(path).map_err(|why| {
-                FetchError::Own(format!(
-                    "--host-kernel (or EXITLAB_HOST_KERNEL) cannot be used: {why}"
-                ))
+            return own::kernel_at(path).map_err(|why| {
+                FetchError::Own(format!("--host-kernel (or EXITLAB_HOST_KERNEL): {why}"))
             });
         }
         let piece = Piece::Kernel(flavour);
