@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use super::cache::{make_dir, sha256};
 use super::index::{self, Package, Source};
+use super::packages::Failed;
 use super::tool::{self, Tools};
-use super::{Failed, FetchError, Progress};
+use super::{FetchError, Progress};
 
 /// Where Debian's package debian-archive-keyring puts the keys of the archive.
 const KEYRINGS: [&str; 2] = [

@@ -94,11 +94,16 @@ fn a_kernel_of_the_users_own_is_found_with_its_modules() {
     let empty = world.dir.path().join("bin");
     says(named(empty), &["--host-kernel (or EXITLAB_HOST_KERNEL)", "holds no bzImage"]);
     let odd = world.write("odd/boot/vmlinuz-1", "").ancestors().nth(2).map(PathBuf::from);
-    says(named(odd.expect("a directory")), &["holds no bzImage", "vmlinuz-1: this is no bzImage"]);
+    says(named(odd.expect("a directory")), &["holds no bzImage", "vmlinuz-1: it is no bzImage"]);
     says(named("/no/such/kernel".into()), &["/no/such/kernel", "No such file"]);
-    for bad in [&b"MZ"[..], &[0; 0x400], &bzimage("6.9\u{1b}"), &bzimage(".."), &bzimage("")] {
+    for (bad, why) in [
+        (vec![0; 0x400], "it is no bzImage"),
+        (bzimage(""), "names no release"),
+        (bzimage(".."), "is no name"),
+        (bzimage("6.9/../.."), "is no name"),
+    ] {
         let file = world.dir.path().join("bad");
         fs::write(&file, bad).expect("a file");
-        says(named(file), &["/bad: this"]);
+        says(named(file), &["--host-kernel (or EXITLAB_HOST_KERNEL)", "/bad", why]);
     }
 }

@@ -3,8 +3,8 @@
 //! An imitated `.deb` is a shell script that makes the package's files in the directory it is given.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::AtomicBool;
 
 use crate::fetch::cache::{Cache, sha256};
@@ -65,11 +65,15 @@ const DPKG_DEB: &str = r#"
 sh "$2" "$3"
 "#;
 
-/// Makes a file that may be executed.
+/// Makes a file that may be executed. Another process writes it: as long as this one has it open, so
+/// has whatever another test is just starting, and a file that is open for writing is not executed.
 pub fn script(path: &Path, text: &str) {
+    let source = path.with_extension("text");
     fs::create_dir_all(path.parent().expect("a directory")).expect("the directory is made");
-    fs::write(path, format!("#!/bin/sh\n{text}")).expect("the script is written");
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("the script's mode");
+    fs::write(&source, format!("#!/bin/sh\n{text}")).expect("the text is written");
+    let made = Command::new("install").arg("-m755").arg(&source).arg(path).status();
+    assert!(made.expect("install").success(), "{}", path.display());
+    fs::remove_file(source).expect("the text is removed");
 }
 
 /// The script of a QEMU of this version.
@@ -89,10 +93,11 @@ pub fn bochs(version: &str) -> String {
 
 /// The start of a bzImage of this release.
 pub fn bzimage(release: &str) -> Vec<u8> {
-    let mut image = vec![0; 0x300];
+    let mut image = vec![0; 0x400];
+    image[0x1fe..0x200].copy_from_slice(&[0x55, 0xaa]);
     image[0x202..0x206].copy_from_slice(b"HdrS");
+    image[0x206..0x208].copy_from_slice(&0x20f_u16.to_le_bytes());
     image[0x20e..0x210].copy_from_slice(&0x80_u16.to_le_bytes());
-    image.extend_from_slice(&[0; 0x40]);
     let text = format!("{release} (someone@somewhere) #1\0");
     image[0x280..0x280 + text.len()].copy_from_slice(text.as_bytes());
     image
