@@ -4,6 +4,9 @@
 //! board must obey ([`oracles`]). Both are plain functions, so seeds and regressions run under
 //! `cargo test -p fuzz` with a stable compiler; a libFuzzer target only calls [`board`].
 //!
+//! A second target, `wire`, is about [what emulated hosts report](wire), and has streams of bytes
+//! instead of scripts.
+//!
 //! With cargo-fuzz and a nightly compiler, from the workspace's root:
 //!
 //! ```text
@@ -33,6 +36,7 @@
 pub mod generators;
 pub mod minimise;
 pub mod oracles;
+pub mod wire;
 
 use oracles::Restores;
 use vmm::script::BoardSpec;
