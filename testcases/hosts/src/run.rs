@@ -250,10 +250,11 @@ struct Durations {
 }
 
 impl Durations {
-    /// Reads what is known; nothing, if that cannot be read.
+    /// Reads what is known; nothing, if that cannot be read, or if runs are to be equal.
     fn read(machine: &Machine) -> Durations {
-        let path = machine.cache.join(format!("durations-{}.json", machine.name));
-        let text = fs::read(&path).unwrap_or_default();
+        let kind = if machine.deterministic { "-deterministic" } else { "" };
+        let path = machine.cache.join(format!("durations-{}{kind}.json", machine.name));
+        let text = if machine.deterministic { vec![] } else { fs::read(&path).unwrap_or_default() };
         Durations { path, known: serde_json::from_slice(&text).unwrap_or_default() }
     }
 

@@ -1,6 +1,5 @@
 //! Makes emulated hosts ready: finds or fetches, builds, and boots nothing yet.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
@@ -64,16 +63,13 @@ pub fn machine(name: Name, shop: &Workshop<'_>) -> Result<(Machine, Params), Fai
     let pieces = pieces(name, &mut fetcher).map_err(|e| bad(&e))?;
     let Pieces { emulator, kernel, busybox } = pieces;
     let modules = Modules::open(&kernel).map_err(|e| bad(&e))?;
-    let modules = modules.closure(&[name.module()]).map_err(|e| bad(&e))?;
+    let modules = modules.closure(&["kvm", name.module()]).map_err(|e| bad(&e))?;
     let mut params = name.params();
-    let mut given: BTreeMap<(String, String), String> = BTreeMap::new();
     for text in &make.kvm_param {
-        let (module, setting) = modules::assign(&modules, text)
+        let (parameter, value) = modules::assign(&modules, text)
             .map_err(|e| Failure::input(format!("--kvm-param {text}, host {name}: {e}")))?;
-        let (param, value) = setting.split_once('=').unwrap_or((&setting, ""));
-        given.insert((module, param.to_string()), value.to_string());
+        params.0.insert(parameter, value);
     }
-    params.0.extend(given);
     let programs = programs::build(shop.root, &cargo(), shop.cancel).map_err(Failure::bad)?;
     let contents = Contents {
         programs: &programs,
