@@ -6,7 +6,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use vmm::payload::list_tests;
 
 use crate::case::{Case, CaseId, Spec, is_word};
 use crate::facts::HostFacts;
@@ -74,26 +73,17 @@ impl Catalog {
         Catalog::default()
     }
 
-    /// The payloads in a directory that holds nothing else: each under its file's name.
+    /// The payloads in a directory that holds nothing else, each under its file's name. The files are
+    /// not read, and their tests not listed.
     ///
     /// # Errors
     ///
-    /// A file that cannot be read or is no payload.
-    pub fn read_dir(dir: &Path) -> Result<Catalog, Problems> {
-        let (mut problems, mut catalog) = (Problems::default(), Catalog::new());
-        for (name, path) in entries(dir, &mut problems) {
-            let tests = fs::read(&path)
-                .map_err(|e| format!("cannot be read: {e}"))
-                .and_then(|bytes| list_tests(&bytes).map_err(|e| format!("is no payload: {e}")));
-            match tests {
-                Ok(tests) => {
-                    let tests = tests.into_iter().map(|test| (test.name, test.about)).collect();
-                    catalog.add(name, Payload { path, tests });
-                }
-                Err(why) => problems.add(&path, why),
-            }
-        }
-        problems.or(catalog)
+    /// When the directory cannot be listed.
+    pub fn of_dir(dir: &Path) -> Result<Catalog, Problems> {
+        let mut problems = Problems::default();
+        let payloads = entries(dir, &mut problems).into_iter();
+        let payloads = payloads.map(|(name, path)| (name, Payload { path, tests: Vec::new() }));
+        problems.or(Catalog { payloads: payloads.collect() })
     }
 
     /// Adds a payload under its name; a name that is there already is replaced.
@@ -128,10 +118,9 @@ pub fn load(dir: &Path) -> Result<Vec<Case>, Problems> {
         }
         for (file, path) in entries(&area_path, &mut problems) {
             match file.strip_suffix(".toml") {
-                Some(name) if is_word(&area) && is_word(name) => match fs::read_to_string(&path) {
-                    Ok(text) => parse(&area, name, &path, &text, &mut cases, &mut problems),
-                    Err(e) => problems.add(&path, format!("cannot be read: {e}")),
-                },
+                Some(name) if is_word(&area) && is_word(name) => {
+                    read(&area, name, &path, &mut cases, &mut problems);
+                }
                 _ => problems.add(
                     &path,
                     "no case: write AREA/NAME.toml, both of lower-case letters, digits, - and _",
@@ -141,6 +130,35 @@ pub fn load(dir: &Path) -> Result<Vec<Case>, Problems> {
     }
     cases.sort_by(|a, b| a.id.cmp(&b.id));
     problems.or(cases)
+}
+
+/// Reads those of the cases below `dir` that are named, and no more files than that takes. Returns
+/// them in the order of the names.
+///
+/// # Errors
+///
+/// Everything that is wrong in those files, and names of cases that are not there.
+pub fn load_named(dir: &Path, ids: &[&str]) -> Result<Vec<Case>, Problems> {
+    let mut problems = Problems::default();
+    let mut read_files = BTreeSet::new();
+    let mut cases = Vec::new();
+    for id in ids {
+        let file = id.split('@').next().unwrap_or(id);
+        let (area, name) = file.split_once('/').unwrap_or((file, ""));
+        if is_word(area) && is_word(name) && read_files.insert(file) {
+            let path = dir.join(area).join(format!("{name}.toml"));
+            read(area, name, &path, &mut cases, &mut problems);
+        }
+    }
+    let cases: BTreeMap<_, _> = cases.into_iter().map(|case| (case.id.to_string(), case)).collect();
+    let mut named = Vec::with_capacity(ids.len());
+    for id in ids {
+        match cases.get(*id) {
+            Some(case) => named.push(case.clone()),
+            None => problems.add(dir, format!("there is no case `{id}`")),
+        }
+    }
+    problems.or(named)
 }
 
 fn entries(dir: &Path, problems: &mut Problems) -> Vec<(String, PathBuf)> {
@@ -158,6 +176,13 @@ fn entries(dir: &Path, problems: &mut Problems) -> Vec<(String, PathBuf)> {
 }
 
 /// Reads one file: its base case and its variants.
+fn read(area: &str, name: &str, file: &Path, cases: &mut Vec<Case>, problems: &mut Problems) {
+    match fs::read_to_string(file) {
+        Ok(text) => parse(area, name, file, &text, cases, problems),
+        Err(e) => problems.add(file, format!("cannot be read: {e}")),
+    }
+}
+
 fn parse(
     area: &str,
     name: &str,
@@ -314,6 +339,34 @@ mod tests {
 
     fn ids(cases: &[Case]) -> Vec<String> {
         cases.iter().map(|case| case.id.to_string()).collect()
+    }
+
+    #[test]
+    fn named_cases_come_in_the_order_of_their_names() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        fs::create_dir(dir.path().join("apic")).expect("a directory");
+        let write = |name: &str, text: &str| fs::write(dir.path().join("apic").join(name), text);
+        write("one.toml", &format!("{SMALL}[variant.smp2]\nmachine.vcpus = 2\n")).expect("a file");
+        write("two.toml", SMALL).expect("a file");
+        write("broken.toml", "no TOML").expect("a file");
+        let names = ["apic/two", "apic/one@smp2", "apic/one"];
+        assert_eq!(ids(&load_named(dir.path(), &names).expect("cases")), names);
+        for absent in ["apic/one@smp3", "apic/three", "../apic/one", "apic", ""] {
+            let problems = load_named(dir.path(), &["apic/one", absent]).unwrap_err().to_string();
+            assert!(problems.contains(&format!("no case `{absent}`")), "{problems}");
+        }
+        let problems = load_named(dir.path(), &["apic/broken"]).unwrap_err().to_string();
+        assert!(problems.contains("broken.toml: TOML parse error"), "{problems}");
+    }
+
+    #[test]
+    fn a_directory_of_payloads_is_a_catalog() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        fs::write(dir.path().join("apic"), "anything").expect("a file");
+        let catalog = Catalog::of_dir(dir.path()).expect("a catalog");
+        assert_eq!(catalog.get("apic").expect("a payload").path, dir.path().join("apic"));
+        assert_eq!(catalog.iter().count(), 1);
+        assert!(Catalog::of_dir(&dir.path().join("no")).unwrap_err().to_string().contains("/no"));
     }
 
     #[test]

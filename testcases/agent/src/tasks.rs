@@ -1,6 +1,5 @@
 //! What an agent can be asked for.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::ops::ControlFlow;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -48,17 +47,9 @@ pub fn cases(
     facts: &FactsTable,
     reporter: &Reporter,
 ) -> Result<u8, String> {
-    let catalog = Catalog::read_dir(Path::new(PAYLOADS)).map_err(|e| e.to_string())?;
-    let all = load::load(Path::new(CASES)).map_err(|e| e.to_string())?;
-    let mut all: BTreeMap<String, Case> = all.into_iter().map(|c| (c.id.to_string(), c)).collect();
-    let (mut cases, mut indexes) = (Vec::new(), Vec::new());
-    for (index, id) in wanted {
-        let case = all.remove(id).ok_or_else(|| {
-            format!("the job has the case {id} twice, or the image does not have it")
-        })?;
-        cases.push(case);
-        indexes.push(*index);
-    }
+    let catalog = Catalog::of_dir(Path::new(PAYLOADS)).map_err(|e| e.to_string())?;
+    let ids: Vec<&str> = wanted.iter().map(|(_, id)| &id[..]).collect();
+    let cases = load::load_named(Path::new(CASES), &ids).map_err(|e| e.to_string())?;
     let cancel = AtomicBool::new(false);
     let mut setup = Setup {
         vmm: VMM.into(),
@@ -75,8 +66,8 @@ pub fn cases(
     }
     run_each(&cases, &setup, &mut |step| {
         reporter.send(match step {
-            Step::Started(at) => Message::Started { index: indexes[at] },
-            Step::Ended(at, report) => Message::Ended { index: indexes[at], report },
+            Step::Started(at) => Message::Started { index: wanted[at].0 },
+            Step::Ended(at, report) => Message::Ended { index: wanted[at].0, report },
         });
         ControlFlow::Continue(())
     });
