@@ -82,7 +82,7 @@ pub fn machine(name: Name, shop: &Workshop<'_>) -> Result<(Machine, Params), Fai
     let here = std::thread::available_parallelism().map_or(1, usize::from);
     let (cpus, jobs) = match name {
         _ if make.deterministic => (1, 1),
-        Name::Amd => (2, 4),
+        Name::Amd => (1, 2),
         Name::Intel => (1, 1),
     };
     let machine = Machine {
@@ -98,7 +98,7 @@ pub fn machine(name: Name, shop: &Workshop<'_>) -> Result<(Machine, Params), Fai
         jobs,
         deterministic: make.deterministic,
         devices: Vec::new(),
-        command_line: Vec::new(),
+        command_line: make.host_cmdline.iter().cloned().collect(),
     };
     Ok((machine, params))
 }
