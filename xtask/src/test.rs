@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -11,7 +12,7 @@ use testcases::case::Case;
 use testcases::facts::HostFacts;
 use testcases::facts_table::FactsTable;
 use testcases::load;
-use testcases::report::{Place, Runs, json, junit, text};
+use testcases::report::{HostRun, Place, Runs, json, junit, text};
 use testcases::runner::{CaseResult, Watch};
 use testcases::select::select;
 
@@ -51,7 +52,7 @@ pub fn run(flags: &flags::Test, out: &mut Out) -> Outcome {
         cancel: &cancel,
     };
     let ready = hosts.iter().map(|host| Ready::new(*host, hosts.len() > 1, &common));
-    let runs = run_all(ready.collect::<Result<Vec<_>, _>>()?, &chosen, out)?;
+    let runs = run_all(ready.collect::<Result<Vec<_>, _>>()?, &chosen, &common, out);
     // The summary first: a report that cannot be written must not cost what came of the run.
     write!(out, "\n{}", text::summary(&runs));
     reports.write(&runs)?;
@@ -95,16 +96,22 @@ fn hosts(flags: &flags::Test, facts: &FactsTable) -> Result<Vec<flags::Host>, Fa
 }
 
 /// Runs the cases on each host in turn.
-fn run_all(hosts: Vec<Ready<'_>>, cases: &[Case], out: &mut Out) -> Result<Runs, Failure> {
+fn run_all(hosts: Vec<Ready<'_>>, cases: &[Case], common: &Common<'_>, out: &mut Out) -> Runs {
     let (started, start) = (SystemTime::now(), Instant::now());
     let mut progress = Progress::new(hosts.len() * cases.len(), out);
-    let mut done = Vec::new();
+    let mut done: Vec<HostRun> = Vec::new();
     for host in hosts {
-        let place = host.place.clone();
-        done.push(host.run(cases, &mut progress.on(&place))?);
+        let cancelled = common.cancel.load(Ordering::Relaxed);
+        let failed = common.fail_fast && done.iter().any(|host| !host.run.is_good());
+        done.push(if cancelled || failed {
+            host.leave_out(cases)
+        } else {
+            let place = host.place.clone();
+            host.run(cases, &mut progress.on(&place))
+        });
     }
     progress.bar.finish_and_clear();
-    Ok(Runs { started, duration: start.elapsed(), hosts: done })
+    Runs { started, duration: start.elapsed(), hosts: done }
 }
 
 /// The report files, created before the run: a path that is no good must not cost one.

@@ -74,7 +74,7 @@ pub enum ModuleError {
         name: String,
         /// The kernel.
         release: String,
-        /// What might have been meant.
+        /// What needs it, or what might have been meant.
         hint: String,
         /// How many there are.
         count: usize,
@@ -193,7 +193,7 @@ impl Modules {
     pub fn closure<S: AsRef<str>>(&self, names: &[S]) -> Result<Vec<Module>, ModuleError> {
         let (mut seen, mut found) = (BTreeSet::new(), Vec::new());
         for name in names {
-            self.visit(&canonical(name.as_ref()), &mut seen, &mut found)?;
+            self.visit(&canonical(name.as_ref()), None, &mut seen, &mut found)?;
         }
         Ok(found)
     }
@@ -201,22 +201,23 @@ impl Modules {
     fn visit(
         &self,
         name: &str,
+        needed_by: Option<&str>,
         seen: &mut BTreeSet<String>,
         found: &mut Vec<Module>,
     ) -> Result<(), ModuleError> {
         if !seen.insert(name.to_owned()) {
             return Ok(());
         }
-        let module = self.read(name)?;
+        let module = self.read(name, needed_by)?;
         for needed in &module.depends {
-            self.visit(needed, seen, found)?;
+            self.visit(needed, Some(name), seen, found)?;
         }
         found.push(module);
         Ok(())
     }
 
-    /// Reads one module.
-    fn read(&self, name: &str) -> Result<Module, ModuleError> {
+    /// Reads one module, which another one needs or which was asked for.
+    fn read(&self, name: &str, needed_by: Option<&str>) -> Result<Module, ModuleError> {
         let Some(path) = self.files.get(name) else {
             return match self.builtin.get(name) {
                 Some(parameters) => Ok(Module {
@@ -225,7 +226,7 @@ impl Modules {
                     parameters: parameters.clone(),
                     elf: None,
                 }),
-                None => Err(self.missing(name)),
+                None => Err(self.missing(name, needed_by)),
             };
         };
         let damaged = |why| ModuleError::Damaged { path: path.clone(), why };
@@ -258,12 +259,16 @@ impl Modules {
         Ok(Module { name: name.to_owned(), depends, parameters, elf: Some(lean::lean(elf)) })
     }
 
-    fn missing(&self, name: &str) -> ModuleError {
+    fn missing(&self, name: &str, needed_by: Option<&str>) -> ModuleError {
         let known = self.files.keys().chain(self.builtin.keys()).map(String::as_str);
+        let hint = match needed_by {
+            Some(other) => format!("; `{other}` needs it"),
+            None => nearest::hint(name, known),
+        };
         ModuleError::Missing {
             name: name.to_owned(),
             release: self.release.clone(),
-            hint: nearest::hint(name, known),
+            hint,
             count: self.files.len(),
             dir: self.dir.clone(),
         }
@@ -330,46 +335,50 @@ fn modinfo(elf: &[u8]) -> Result<Vec<(String, String)>, String> {
     Ok(entries(bytes(section).ok_or_else(|| cut("section .modinfo"))?))
 }
 
-/// Which of `modules` the parameter in `text` (`ept=0`, or `kvm_intel.ept=0`) is one of: the
-/// module's name, and `NAME=VALUE` to load it with. The kernel itself only logs a parameter that it
-/// does not know.
+/// Which of `modules` the parameter in `text` (`ept=0`, or `kvm_intel.ept=0`) is one of: an entry of
+/// [`Params`](crate::plan::Params), the module's and the parameter's name and the value. The kernel
+/// itself only logs a parameter that it does not know.
 ///
 /// # Errors
 /// No such parameter (the known ones are named), several modules have it, or it is not written so.
-pub fn assign(modules: &[Module], text: &str) -> Result<(String, String), ParameterError> {
+pub fn assign(
+    modules: &[Module],
+    text: &str,
+) -> Result<((String, String), String), ParameterError> {
     let syntax = || ParameterError::Syntax { text: text.to_owned() };
-    let (name, value) = text.split_once('=').ok_or_else(syntax)?;
+    let (given, value) = text.split_once('=').ok_or_else(syntax)?;
     // A value with a space would be two parameters, one with a quote would swallow the next.
     let odd = |c: char| c.is_whitespace() || c.is_control() || c == '"';
-    let (module, name) = match name.split_once('.') {
+    let (module, name) = match given.split_once('.') {
         Some((module, name)) => (Some(canonical(module)), name),
-        None => (None, name),
+        None => (None, given),
     };
     if name.is_empty() || text.contains(odd) {
         return Err(syntax());
     }
-    let wanted = canonical(name);
-    let of = |m: &&Module| {
-        let here = module.as_ref().is_none_or(|module| *module == m.name);
-        here && m.parameters.iter().any(|p| canonical(p) == wanted)
-    };
-    let owners: Vec<&Module> = modules.iter().filter(of).collect();
+    let same = |parameter: &&String| canonical(parameter) == canonical(name);
+    let owners: Vec<(&Module, &String)> = modules
+        .iter()
+        .filter(|m| module.as_ref().is_none_or(|module| *module == m.name))
+        .filter_map(|m| Some((m, m.parameters.iter().find(same)?)))
+        .collect();
     match owners[..] {
-        [owner] => Ok((owner.name.clone(), format!("{wanted}={value}"))),
+        [(owner, name)] => Ok(((owner.name.clone(), name.clone()), value.to_owned())),
         [] => {
             let all = modules.iter().flat_map(|m| m.parameters.iter().map(String::as_str));
             let known = modules.iter().filter(|m| !m.parameters.is_empty());
             let known: Vec<String> =
                 known.map(|m| format!("of {}: {}", m.name, m.parameters.join(", "))).collect();
             Err(ParameterError::Unknown {
-                name: text[..text.len() - value.len() - 1].to_owned(),
+                name: given.to_owned(),
                 hint: nearest::hint(name, all),
                 known: if known.is_empty() { "none".to_owned() } else { known.join("; ") },
             })
         }
         _ => {
-            let choices = owners.iter().map(|m| format!("`{}.{wanted}={value}`", m.name)).collect();
-            Err(ParameterError::Ambiguous { name: wanted, choices })
+            let choice = |(m, name): &(&Module, &String)| format!("`{}.{name}={value}`", m.name);
+            let choices = owners.iter().map(choice).collect();
+            Err(ParameterError::Ambiguous { name: name.to_owned(), choices })
         }
     }
 }

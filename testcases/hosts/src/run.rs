@@ -67,20 +67,49 @@ struct Left {
     end: Result<(Ending, Session), HostError>,
 }
 
-/// Runs the cases on the machine, and returns what came out of each.
-///
-/// # Errors
-///
-/// The host cannot be booted at all. That it dies later is told by the results.
+/// Runs the cases on the machine, and returns what came out of each. Those for which the host cannot
+/// be booted, or dies, are errors.
 pub fn run(
     machine: &Machine,
     cases: &[Case],
     setup: &Setup<'_>,
     watch: &mut dyn Watch,
-) -> Result<RunResult, HostError> {
+) -> RunResult {
     let (started, start) = (SystemTime::now(), Instant::now());
-    let facts = machine.facts(setup.params, &[setup.cancel])?;
     let mut results: Vec<Option<CaseResult>> = cases.iter().map(|_| None).collect();
+    let ended = run_into(&mut results, machine, cases, setup, watch);
+    if let Err(error) = &ended
+        && !matches!(error, HostError::Cancelled(_))
+    {
+        let (mut lines, mut story) = (error.to_string(), String::new());
+        if let Some((first, rest)) = lines.split_once('\n') {
+            (lines, story) = (first.to_string(), rest.to_string());
+        }
+        for (index, result) in results.iter_mut().enumerate().filter(|(_, r)| r.is_none()) {
+            let report = broken(&lines, std::mem::take(&mut story));
+            let made = setup.collector.collect(&cases[index], report);
+            watch.ended(&made);
+            *result = Some(made);
+        }
+    }
+    let not_run = cases.iter().zip(&results).filter(|(_, result)| result.is_none());
+    RunResult {
+        started,
+        duration: start.elapsed(),
+        not_run: not_run.map(|(case, _)| case.id.clone()).collect(),
+        results: results.into_iter().flatten().collect(),
+    }
+}
+
+/// Runs the cases, and puts what came out of each into its place.
+fn run_into(
+    results: &mut [Option<CaseResult>],
+    machine: &Machine,
+    cases: &[Case],
+    setup: &Setup<'_>,
+    watch: &mut dyn Watch,
+) -> Result<(), HostError> {
+    let facts = machine.facts(setup.params, &[setup.cancel])?;
     let mut durations = Durations::read(machine);
     let mut boots = VecDeque::new();
     let mut stop_now = false;
@@ -155,14 +184,16 @@ pub fn run(
             None => Ok(()),
         }
     })?;
-    durations.keep()?;
-    let not_run = cases.iter().zip(&results).filter(|(_, result)| result.is_none());
-    Ok(RunResult {
-        started,
-        duration: start.elapsed(),
-        not_run: not_run.map(|(case, _)| case.id.clone()).collect(),
-        results: results.into_iter().flatten().collect(),
-    })
+    durations.keep()
+}
+
+/// What is to be reported of a case that its host did not let run, with the host's console or none.
+fn broken(reason: &str, story: String) -> CaseReport {
+    let story = story.into_bytes();
+    CaseReport {
+        stderr: Log { total: story.len() as u64, kept: story },
+        ..CaseReport::unrun(Verdict::new(Outcome::Error, reason))
+    }
 }
 
 /// Boots the machine with some of the cases, and tells what comes of them.
@@ -219,13 +250,10 @@ fn settle(machine: &Machine, left: Left) -> Result<Settled, HostError> {
     if let Some(first) = session.troubles.first().and_then(|text| text.lines().next()) {
         what = format!("{what}: {first}");
     }
-    let error = |when: &str| {
-        let reason = format!("{when} host {} {what}", machine.name);
-        let story = session.story.join("\n").into_bytes();
-        CaseReport {
-            stderr: Log { total: story.len() as u64, kept: story },
-            ..CaseReport::unrun(Verdict::new(Outcome::Error, reason))
-        }
+    // The story of one host is told once.
+    let mut story = session.story.join("\n");
+    let mut error = |when: &str| {
+        broken(&format!("{when} host {} {what}", machine.name), std::mem::take(&mut story))
     };
     let mut reports: Vec<_> =
         running.iter().map(|&index| (index, error("while the case ran,"))).collect();
@@ -250,10 +278,11 @@ struct Durations {
 }
 
 impl Durations {
-    /// Reads what is known; nothing, if that cannot be read.
+    /// Reads what is known; nothing, if that cannot be read, or if runs are to be equal.
     fn read(machine: &Machine) -> Durations {
-        let path = machine.cache.join(format!("durations-{}.json", machine.name));
-        let text = fs::read(&path).unwrap_or_default();
+        let kind = if machine.deterministic { "-deterministic" } else { "" };
+        let path = machine.cache.join(format!("durations-{}{kind}.json", machine.name));
+        let text = if machine.deterministic { vec![] } else { fs::read(&path).unwrap_or_default() };
         Durations { path, known: serde_json::from_slice(&text).unwrap_or_default() }
     }
 

@@ -6,3 +6,4 @@ pub mod debug_console;
 pub mod events;
 pub mod memory;
 pub mod terminal;
+pub mod tsc;

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
+use std::time::{Duration, SystemTime};
 
 use hosts::machine::{HostError, Machine, Name};
 use hosts::plan::Params;
@@ -13,7 +14,7 @@ use testcases::load::Catalog;
 use testcases::program;
 use testcases::report::{HostInfo, HostRun, Place};
 use testcases::require::Require;
-use testcases::runner::{self, Collector, Setup, Watch};
+use testcases::runner::{self, Collector, RunResult, Setup, Watch};
 
 use super::emulated::{self, Workshop};
 use super::out::complain;
@@ -81,12 +82,8 @@ impl<'a> Ready<'a> {
         Ok(Ready { place, info, collector, fail_fast: common.fail_fast, kind })
     }
 
-    /// Runs the cases.
-    ///
-    /// # Errors
-    ///
-    /// The host cannot be booted at all.
-    pub fn run(self, cases: &[Case], watch: &mut dyn Watch) -> Result<HostRun, Failure> {
+    /// Runs the cases. What the host owes when it cannot be booted is an error of each case.
+    pub fn run(self, cases: &[Case], watch: &mut dyn Watch) -> HostRun {
         let run = match &self.kind {
             Kind::Own(setup) => runner::run(cases, setup, &self.collector, self.fail_fast, watch),
             Kind::Emulated { machine, params, cancel } => {
@@ -97,10 +94,21 @@ impl<'a> Ready<'a> {
                     fail_fast: self.fail_fast,
                     cancel,
                 };
-                run::run(machine, cases, &setup, watch).map_err(failure)?
+                run::run(machine, cases, &setup, watch)
             }
         };
-        Ok(HostRun { info: self.info, run })
+        HostRun { info: self.info, run }
+    }
+
+    /// Runs nothing, because the run was stopped before.
+    pub fn leave_out(self, cases: &[Case]) -> HostRun {
+        let run = RunResult {
+            started: SystemTime::now(),
+            duration: Duration::ZERO,
+            results: vec![],
+            not_run: cases.iter().map(|case| case.id.clone()).collect(),
+        };
+        HostRun { info: self.info, run }
     }
 }
 
@@ -162,6 +170,9 @@ fn again(make: &flags::Make) -> Vec<String> {
     let mut words = Vec::new();
     for param in &make.kvm_param {
         words.extend(["--kvm-param".to_string(), param.clone()]);
+    }
+    if let Some(line) = &make.host_cmdline {
+        words.extend(["--host-cmdline".to_string(), line.clone()]);
     }
     if make.deterministic {
         words.push("--deterministic".into());

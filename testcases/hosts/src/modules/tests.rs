@@ -114,6 +114,9 @@ fn a_kernel_without_a_module_is_named_with_what_was_looked_at() {
     {
         assert!(error.contains(word), "{error}: no {word}");
     }
+    let (_half, kernel) = self::kernel(&[("kvm_amd.ko", &module("kvm", &[]))]);
+    let error = closure(&kernel, &["kvm-amd"]).unwrap_err().to_string();
+    assert!(error.contains("`kvm`") && error.contains("`kvm_amd` needs it"), "{error}");
     let gone = Kernel { modules: dir.path().join("gone"), ..kernel };
     let error = closure(&gone, &["kvm"]).unwrap_err().to_string();
     assert!(error.contains("gone") && error.contains("unpacked"), "{error}");
@@ -146,7 +149,7 @@ fn a_bad_file_is_named_with_what_is_wrong() {
 fn a_parameter_finds_its_module() {
     let (_dir, kernel) = kvm();
     let modules = closure(&kernel, &["kvm-amd", "kvm-intel"]).unwrap();
-    let assigned = |text| assign(&modules, text).map(|(m, p)| format!("{m} {p}"));
+    let assigned = |text| assign(&modules, text).map(|((m, p), v)| format!("{m} {p}={v}"));
     for (text, expected) in [
         ("ept=0", "kvm_intel ept=0"),
         ("npt=1", "kvm_amd npt=1"),
