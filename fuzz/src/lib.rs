@@ -1,8 +1,10 @@
-//! Generators of scripts, oracles over the board, and the libFuzzer targets.
+//! Generators of scripts and streams, oracles, and the libFuzzer targets.
 //!
 //! Bytes become a [script](vmm::script) ([`generators`]), a script is held against what every
-//! board must obey ([`oracles`]). Both are plain functions, so seeds and regressions run under
-//! `cargo test -p fuzz` with a stable compiler; a libFuzzer target only calls [`board`].
+//! board must obey ([`oracles`]). Or they become what an emulated host writes to its result channel,
+//! which is held against what its frames are ([`stream`]). All are plain functions, so seeds and
+//! regressions run under `cargo test -p fuzz` with a stable compiler; a libFuzzer target only calls
+//! [`board`] or [`reports`].
 //!
 //! With cargo-fuzz and a nightly compiler, from the workspace's root:
 //!
@@ -28,11 +30,12 @@
 //!
 //! What it finds becomes a file: `cargo run -p fuzz --bin fuzz-script -- ARTIFACT` prints the
 //! least script that still breaks the law. Give it a name that says what went wrong, and put it
-//! into `fuzz/regressions`.
+//! into `fuzz/regressions`. What the target `stream` finds becomes a test of `testcases::wire`.
 
 pub mod generators;
 pub mod minimise;
 pub mod oracles;
+pub mod stream;
 
 use oracles::Restores;
 use vmm::script::BoardSpec;
@@ -65,5 +68,16 @@ pub fn board(bytes: &[u8]) {
     let generated = generators::script(bytes, &board);
     if let Err(violation) = oracles::generated(&generated, &board, Restores::Eight) {
         panic!("{violation}\n{}", generated.script);
+    }
+}
+
+/// What the target `stream` does with its input.
+///
+/// # Panics
+/// When the decoder finds something else than what is there; the message holds the stream.
+pub fn reports(bytes: &[u8]) {
+    let stream = stream::generate(bytes);
+    if let Err(what) = stream::check(&stream) {
+        panic!("{what}\n{stream:02x?}");
     }
 }
