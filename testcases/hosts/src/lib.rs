@@ -5,6 +5,7 @@
 //! same runner as everywhere, and reports through the debug console port 0xE9.
 
 pub mod bochs;
+mod boots;
 pub mod compression;
 pub mod cpio;
 pub mod fetch;

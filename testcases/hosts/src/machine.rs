@@ -18,13 +18,14 @@ use thiserror::Error;
 use vmm::host::tsc;
 
 use crate::bochs::{self, BochsError, KernelImage};
+use crate::boots;
 use crate::cpio::{Archive, CpioError};
 use crate::kernel::{self, KernelError};
 use crate::modules::Module;
 use crate::pieces::{BochsFirmware, Kernel, Program};
 use crate::plan::Params;
 use crate::qemu::{self, QemuError};
-use crate::session::{self, Ending, Session};
+use crate::session::{self, Ending, Patience, Session};
 
 /// Which emulated host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -156,6 +157,8 @@ pub struct Machine {
     pub devices: Vec<String>,
     /// More words for the kernel's command line.
     pub command_line: Vec<String>,
+    /// How long it may be silent.
+    pub patience: Patience,
 }
 
 /// Why a host did not do what it was to.
@@ -269,16 +272,7 @@ impl Machine {
         params: &Params,
         interactive: Option<&Path>,
     ) -> Result<Prepared, HostError> {
-        let boots = self.cache.join("boots");
-        let file = |what, path: &Path| {
-            let path = path.to_path_buf();
-            move |error| HostError::File { what, path, error }
-        };
-        fs::create_dir_all(&boots).map_err(file("make the directory", &boots))?;
-        let dir = tempfile::Builder::new()
-            .prefix(&format!("{}-", self.name))
-            .tempdir_in(&boots)
-            .map_err(file("make a directory in", &boots))?;
+        let dir = boots::directory(&self.cache, self.name)?;
         let modules = self.modules.iter().filter(|m| m.elf.is_some());
         let modules = modules.map(|m| (m.name.clone(), params.of(&m.name))).collect();
         let job = serde_json::to_vec(&Job { modules, task })
@@ -307,7 +301,7 @@ impl Machine {
                 let kernel = self.vmlinux()?;
                 let name = self.kernel.image.display().to_string();
                 let flat = kernel::flat(&name, &kernel)?;
-                let initrd = fs::read(&self.image).map_err(file("read", &self.image))?;
+                let initrd = read(&self.image)?;
                 let kernel = KernelImage {
                     address: flat.address,
                     bytes: &flat.bytes,
@@ -344,8 +338,7 @@ impl Machine {
     }
 
     fn bzimage(&self) -> Result<Vec<u8>, HostError> {
-        let path = &self.kernel.image;
-        fs::read(path).map_err(|error| HostError::File { what: "read", path: path.clone(), error })
+        read(&self.kernel.image)
     }
 
     /// Boots it for `task`, and runs it to its end. What a boot that did not end well wrote stays in
@@ -364,8 +357,9 @@ impl Machine {
         let mut prepared = self.prepare(task, params, None)?;
         let (console, log) =
             (prepared.dir.path().join(bochs::CONSOLE), prepared.dir.path().join(bochs::LOG));
+        let command = &mut prepared.command;
         let mut session =
-            session::run(&mut prepared.command, &console, &log, cancel, &mut |envelope| {
+            session::run(command, &console, &log, self.patience, cancel, &mut |envelope| {
                 if let Message::Hello(hello) = &envelope.message
                     && hello.protocol != PROTOCOL
                 {
@@ -468,6 +462,10 @@ fn hash(parts: &[&[u8]]) -> String {
         hasher.update(part);
     }
     hasher.finalize()[..16].iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, HostError> {
+    fs::read(path).map_err(|error| HostError::File { what: "read", path: path.into(), error })
 }
 
 /// Writes a file so that it is there whole or not at all.

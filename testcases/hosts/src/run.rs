@@ -81,15 +81,11 @@ pub fn run(
     if let Err(error) = &ended
         && !matches!(error, HostError::Cancelled(_))
     {
-        let (mut lines, mut story) = (error.to_string(), String::new());
-        if let Some((first, rest)) = lines.split_once('\n') {
-            (lines, story) = (first.to_string(), rest.to_string());
-        }
-        for (index, result) in results.iter_mut().enumerate().filter(|(_, r)| r.is_none()) {
-            let report = broken(&lines, std::mem::take(&mut story));
+        let owed = (0..cases.len()).filter(|&index| results[index].is_none());
+        for (index, report) in unbootable(error, owed.collect()) {
             let made = setup.collector.collect(&cases[index], report);
             watch.ended(&made);
-            *result = Some(made);
+            results[index] = Some(made);
         }
     }
     let not_run = cases.iter().zip(&results).filter(|(_, result)| result.is_none());
@@ -114,9 +110,13 @@ fn run_into(
     let mut boots = VecDeque::new();
     let mut stop_now = false;
     for (params, group) in plan::groups(cases, setup.params, &facts) {
-        let facts = machine.facts(&params, &[setup.cancel])?;
         let chosen: Vec<Case> = group.iter().map(|&index| cases[index].clone()).collect();
-        let (runnable, others) = runner::sort_out(&chosen, &facts);
+        let (runnable, others) = match machine.facts(&params, &[setup.cancel]) {
+            Ok(facts) => runner::sort_out(&chosen, &facts),
+            Err(error @ HostError::Cancelled(_)) => return Err(error),
+            // That it does not come up with these parameters says nothing of other ones.
+            Err(error) => (vec![], unbootable(&error, (0..chosen.len()).collect())),
+        };
         for (at, report) in others {
             let result = setup.collector.collect(&cases[group[at]], report);
             watch.ended(&result);
@@ -184,7 +184,18 @@ fn run_into(
             None => Ok(()),
         }
     })?;
-    durations.keep()
+    // Without them the next run divides its boots less well, and nothing else.
+    let _ = durations.keep();
+    Ok(())
+}
+
+/// The reports of cases, by number, whose host could not be booted: its console is told once.
+fn unbootable(error: &HostError, cases: Vec<usize>) -> Vec<(usize, CaseReport)> {
+    let text = error.to_string();
+    let (reason, story) = text.split_once('\n').unwrap_or((&text, ""));
+    let mut story = story.to_string();
+    let report = |index| (index, broken(reason, std::mem::take(&mut story)));
+    cases.into_iter().map(report).collect()
 }
 
 /// What is to be reported of a case that its host did not let run, with the host's console or none.

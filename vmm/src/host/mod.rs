@@ -1,5 +1,6 @@
-//! What touches the host: clocks, descriptors, terminals, signals, the debug console.
+//! What touches the host: clocks, descriptors, terminals, signals, child processes, the debug console.
 
+pub mod child;
 pub mod clock;
 pub mod console;
 pub mod debug_console;

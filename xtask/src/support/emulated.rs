@@ -10,6 +10,7 @@ use hosts::modules::{self, Modules};
 use hosts::pieces::Kernel;
 use hosts::plan::Params;
 use hosts::programs;
+use hosts::session::Patience;
 use testcases::load::Catalog;
 
 use super::fetching::Bar;
@@ -99,6 +100,7 @@ pub fn machine(name: Name, shop: &Workshop<'_>) -> Result<(Machine, Params), Fai
         deterministic: make.deterministic,
         devices: Vec::new(),
         command_line: make.host_cmdline.iter().cloned().collect(),
+        patience: Patience::default(),
     };
     Ok((machine, params))
 }
