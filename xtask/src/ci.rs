@@ -5,6 +5,8 @@
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
+use testcases::facts::HostFacts;
+use testcases::facts_table::FactsTable;
 use testcases::process::{self, Ended};
 use testcases::report::text::seconds;
 use testcases::require;
@@ -23,14 +25,17 @@ struct Stage {
     limit: Duration,
 }
 
-/// The stages, in order.
-fn stages(require: &str) -> Vec<Stage> {
+/// The stages, in order. Cases run on the emulated hosts always, and on this machine's KVM if it has one
+/// (`kvm`) or is required to.
+fn stages(require: &str, kvm: bool) -> Vec<Stage> {
     let stage = |name, words: &str, minutes: u64| Stage {
         name,
         words: words.split_whitespace().map(str::to_string).collect(),
         limit: Duration::from_secs(minutes * 60),
     };
-    let mut cases = stage("cases", "xtask test", 30);
+    let own = kvm || require.split(',').any(|name| name == "kvm");
+    let hosts = if own { "all" } else { "amd,intel" };
+    let mut cases = stage("cases", &format!("xtask test --host {hosts}"), 30);
     if !require.is_empty() {
         cases.words.extend(["--require".to_string(), require.to_string()]);
     }
@@ -51,7 +56,8 @@ pub fn run(flags: &flags::Ci, out: &mut Out) -> Outcome {
     let cancel = support::cancel_flag()?;
     let mut rows: Vec<(&str, &str, Duration)> = Vec::new();
     let mut failed = None;
-    for stage in stages(&required) {
+    let kvm = FactsTable::collect().kvm().is_ok();
+    for stage in stages(&required, kvm) {
         if failed.is_some() {
             rows.push((stage.name, "not run", Duration::ZERO));
             continue;
@@ -101,7 +107,7 @@ mod tests {
     #[test]
     fn stages_that_are_our_own_commands_have_good_flags() {
         let mut own = 0;
-        for stage in stages("kvm") {
+        for stage in stages("kvm", true) {
             assert!(stage.limit > Duration::ZERO);
             if let Some(("xtask", rest)) = stage.words.split_first().map(|(w, r)| (w.as_str(), r)) {
                 own += 1;
@@ -110,8 +116,11 @@ mod tests {
             }
         }
         assert_eq!(own, 4);
-        let cases = stages("kvm").pop().expect("the last stage");
-        assert_eq!(cases.words.join(" "), "xtask test --require kvm");
-        assert_eq!(stages("").pop().expect("the last stage").words.join(" "), "xtask test");
+        let cases =
+            |require, kvm| stages(require, kvm).pop().expect("the last stage").words.join(" ");
+        // A KVM that is required and missing is an error of its cases.
+        assert_eq!(cases("kvm", false), "xtask test --host all --require kvm");
+        assert_eq!(cases("", true), "xtask test --host all");
+        assert_eq!(cases("", false), "xtask test --host amd,intel");
     }
 }

@@ -2,11 +2,12 @@
 
 use std::process::{Command, ExitCode};
 
+use hosts::machine::Name;
 use testcases::facts::{Files, HostFacts, KvmFlavour};
 use testcases::facts_table::FactsTable;
 
 use crate::flags;
-use crate::support::{Out, Outcome};
+use crate::support::{Out, Outcome, emulated};
 
 /// Processor flags that decide what can be tested here.
 const FLAGS: &[&str] = &[
@@ -99,6 +100,7 @@ pub fn run(_: &flags::Doctor, out: &mut Out) -> Outcome {
     machine(out, &facts, &mut advice);
     programs(out, &mut advice);
     let usable = kvm(out, &facts, &mut advice);
+    let emulated = emulated_hosts(out, &mut advice);
     writeln!(out);
     match &advice[..] {
         [] => writeln!(out, "nothing is missing"),
@@ -109,6 +111,9 @@ pub fn run(_: &flags::Doctor, out: &mut Out) -> Outcome {
     }
     if usable {
         writeln!(out, "cases can run here: `cargo xtask test`");
+        Ok(ExitCode::SUCCESS)
+    } else if emulated {
+        writeln!(out, "cases can run here on emulated hosts: `cargo xtask test --host amd,intel`");
         Ok(ExitCode::SUCCESS)
     } else {
         writeln!(out, "no case can run here");
@@ -184,6 +189,29 @@ fn programs(out: &mut Out, advice: &mut Vec<String>) {
     }
 }
 
+/// Tells about emulated hosts; whether one can be had.
+fn emulated_hosts(out: &mut Out, advice: &mut Vec<String>) -> bool {
+    let apt = Command::new("apt-get").arg("--version").output();
+    let apt = apt.is_ok_and(|ran| ran.status.success());
+    let mut can = false;
+    for name in Name::ALL {
+        let missing = emulated::missing(name, &flags::Make::default());
+        can |= missing.is_none() || apt;
+        let key = format!("host {name}");
+        match missing {
+            None => row(out, &key, "ready"),
+            Some(_) if apt => {
+                row(out, &key, format!("`cargo xtask host setup {name}` fetches what it needs"));
+            }
+            Some(why) => {
+                row(out, &key, "not set up");
+                advice.push(format!("for host {name}: {why}"));
+            }
+        }
+    }
+    can
+}
+
 /// Tells about KVM; whether it can be used.
 fn kvm(out: &mut Out, facts: &FactsTable, advice: &mut Vec<String>) -> bool {
     let flavour = facts.flavour();
@@ -192,8 +220,8 @@ fn kvm(out: &mut Out, facts: &FactsTable, advice: &mut Vec<String>) -> bool {
         KvmFlavour::Intel | KvmFlavour::Amd => {}
         KvmFlavour::Pvm => advice.push(
             "kvm-pvm interprets guest CPL 0 code, and does not enter CPL 0 by `int n` or `syscall`: \
-             cases that need host:hardware-cpl0 or host:cpl3-entry are skipped here; run them on a \
-             machine with VMX or SVM"
+             cases that need host:hardware-cpl0 or host:cpl3-entry are skipped here; \
+             `cargo xtask test --host amd,intel` runs them on emulated machines"
                 .into(),
         ),
         KvmFlavour::Unknown => advice.push(

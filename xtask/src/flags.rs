@@ -60,6 +60,9 @@ pub struct Make {
     /// kvm.ignore_msrs=1; may be given more than once.
     #[arg(long, value_name = "[MODULE.]PARAM=VALUE")]
     pub kvm_param: Vec<String>,
+    /// Adds words to the command line of an emulated host's kernel.
+    #[arg(long, value_name = "WORDS")]
+    pub host_cmdline: Option<String>,
     /// Counts time in instructions on host amd, with one processor: two runs are equal.
     #[arg(long)]
     pub deterministic: bool,

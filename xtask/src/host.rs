@@ -87,7 +87,7 @@ fn list(make: &flags::Make, out: &mut Out) -> Outcome {
     }
     with(make, |shop| {
         for name in Name::ALL {
-            let missing = emulated::missing(name, shop);
+            let missing = emulated::missing(name, make);
             if let Some(why) = missing {
                 writeln!(out, "{name}: {}\n  not set up: {why}", name.about());
                 writeln!(out, "  `cargo xtask host setup {name}` does it");

@@ -15,6 +15,7 @@ use testcases::facts_table::FactsTable;
 use testcases::job::{self, Job, Task};
 use testcases::wire::{Envelope, Message, PROTOCOL};
 use thiserror::Error;
+use vmm::host::tsc;
 
 use crate::bochs::{self, BochsError, KernelImage};
 use crate::boots;
@@ -215,7 +216,7 @@ pub struct Prepared {
 }
 
 impl Machine {
-    /// The kernel's command line.
+    /// The kernel's command line, but for what differs from boot to boot.
     fn command_line(&self) -> String {
         let mut words = vec![
             // What a kernel says is wanted only when it says that something is wrong.
@@ -236,15 +237,28 @@ impl Machine {
             "tsc=reliable".into(),
             "no_timer_check".into(),
             "cryptomgr.notests".into(),
+            // A VM's end waits for RCU, and its beginning for zeros: half of its time, and a tenth of
+            // its instructions.
+            "rcupdate.rcu_expedited=1".into(),
+            "init_on_alloc=0".into(),
             "random.trust_cpu=on".into(),
             format!("exitlab.processor={}", self.emulator.word()),
         ];
-        if let Emulator::Bochs(..) = self.emulator {
-            // Its CPUID says 3.5 GHz, and its TSC counts instructions.
-            words.push(format!("tsc_early_khz={}", bochs::INSTRUCTIONS_PER_SECOND / 1000));
-        }
         words.extend(self.command_line.iter().cloned());
         words.join(" ")
+    }
+
+    /// How fast the machine's TSC counts, in kHz. A kernel cannot find out on a busy machine, and a KVM
+    /// that is wrong about it sets timers wrong.
+    fn tsc_khz(&self) -> u64 {
+        match self.emulator {
+            // Its CPUID says 3.5 GHz, and its TSC counts instructions.
+            Emulator::Bochs(..) => bochs::INSTRUCTIONS_PER_SECOND / 1000,
+            // Each instruction is a nanosecond.
+            Emulator::Qemu(_) if self.deterministic => 1_000_000,
+            // TCG reads this machine's.
+            Emulator::Qemu(_) => tsc::frequency_khz(),
+        }
     }
 
     /// Puts a boot together that does `task`.
@@ -266,7 +280,7 @@ impl Machine {
         let mut archive = Archive::default();
         archive.file(job::PATH.trim_start_matches('/'), 0o644, job)?;
         let job = archive.to_bytes();
-        let command_line = self.command_line();
+        let command_line = format!("{} tsc_early_khz={}", self.command_line(), self.tsc_khz());
         let command = match &self.emulator {
             Emulator::Qemu(program) => qemu::command(
                 program,

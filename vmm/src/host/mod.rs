@@ -7,3 +7,4 @@ pub mod debug_console;
 pub mod events;
 pub mod memory;
 pub mod terminal;
+pub mod tsc;

@@ -14,7 +14,7 @@ use hosts::session::Patience;
 use testcases::load::Catalog;
 
 use super::fetching::Bar;
-use super::{Failure, cargo};
+use super::{Failure, cargo, root};
 use crate::flags;
 
 /// Where everything that emulated hosts need is kept, below the workspace.
@@ -60,7 +60,7 @@ pub fn machine(name: Name, shop: &Workshop<'_>) -> Result<(Machine, Params), Fai
     let cache = shop.root.join(CACHE);
     let bad = |e: &dyn std::error::Error| Failure::bad(format!("host {name}: {e}"));
     let mut bar = Bar::default();
-    let mut fetcher = fetcher(shop, &mut bar);
+    let mut fetcher = fetcher(shop.root, make, shop.cancel, &mut bar);
     let pieces = pieces(name, &mut fetcher).map_err(|e| bad(&e))?;
     let Pieces { emulator, kernel, busybox } = pieces;
     let modules = Modules::open(&kernel).map_err(|e| bad(&e))?;
@@ -83,7 +83,7 @@ pub fn machine(name: Name, shop: &Workshop<'_>) -> Result<(Machine, Params), Fai
     let here = std::thread::available_parallelism().map_or(1, usize::from);
     let (cpus, jobs) = match name {
         _ if make.deterministic => (1, 1),
-        Name::Amd => (2, 4),
+        Name::Amd => (1, 2),
         Name::Intel => (1, 1),
     };
     let machine = Machine {
@@ -99,23 +99,29 @@ pub fn machine(name: Name, shop: &Workshop<'_>) -> Result<(Machine, Params), Fai
         jobs,
         deterministic: make.deterministic,
         devices: Vec::new(),
-        command_line: Vec::new(),
+        command_line: make.host_cmdline.iter().cloned().collect(),
         patience: Patience::default(),
     };
     Ok((machine, params))
 }
 
 /// Why a host is not set up, if it is not: what of it would have to be fetched first.
-pub fn missing(name: Name, shop: &Workshop<'_>) -> Option<String> {
-    let mut bar = Bar::default();
-    pieces(name, &mut fetcher(shop, &mut bar).offline()).err().map(|e| e.to_string())
+pub fn missing(name: Name, make: &flags::Make) -> Option<String> {
+    let (mut bar, cancel) = (Bar::default(), AtomicBool::new(false));
+    let mut fetcher = fetcher(&root(), make, &cancel, &mut bar).offline();
+    pieces(name, &mut fetcher).err().map(|e| e.to_string())
 }
 
-fn fetcher<'a>(shop: &Workshop<'a>, bar: &'a mut Bar) -> Fetcher<'a> {
-    let make = shop.make.clone();
+fn fetcher<'a>(
+    root: &Path,
+    make: &flags::Make,
+    cancel: &'a AtomicBool,
+    bar: &'a mut Bar,
+) -> Fetcher<'a> {
+    let make = make.clone();
     let own = Own { qemu: make.qemu, bochs: make.bochs, kernel: make.host_kernel };
     let own = own.or_environment(|name| std::env::var_os(name));
-    Fetcher::new(&shop.root.join(CACHE), own, shop.cancel, bar)
+    Fetcher::new(&root.join(CACHE), own, cancel, bar)
 }
 
 /// What a host takes that is not made here.

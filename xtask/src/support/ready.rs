@@ -171,6 +171,9 @@ fn again(make: &flags::Make) -> Vec<String> {
     for param in &make.kvm_param {
         words.extend(["--kvm-param".to_string(), param.clone()]);
     }
+    if let Some(line) = &make.host_cmdline {
+        words.extend(["--host-cmdline".to_string(), line.clone()]);
+    }
     if make.deterministic {
         words.push("--deterministic".into());
     }
