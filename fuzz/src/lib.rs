@@ -1,10 +1,11 @@
-//! Generators of scripts and streams, oracles, and the libFuzzer targets.
+//! Generators of scripts, oracles over the board, and the libFuzzer targets.
 //!
 //! Bytes become a [script](vmm::script) ([`generators`]), a script is held against what every
-//! board must obey ([`oracles`]). Or they become what an emulated host writes to its result channel,
-//! which is held against what its frames are ([`stream`]). All are plain functions, so seeds and
-//! regressions run under `cargo test -p fuzz` with a stable compiler; a libFuzzer target only calls
-//! [`board`] or [`reports`].
+//! board must obey ([`oracles`]). Both are plain functions, so seeds and regressions run under
+//! `cargo test -p fuzz` with a stable compiler; a libFuzzer target only calls [`board`].
+//!
+//! A second target, `wire`, is about [what emulated hosts report](wire), and has streams of bytes
+//! instead of scripts.
 //!
 //! With cargo-fuzz and a nightly compiler, from the workspace's root:
 //!
@@ -30,12 +31,12 @@
 //!
 //! What it finds becomes a file: `cargo run -p fuzz --bin fuzz-script -- ARTIFACT` prints the
 //! least script that still breaks the law. Give it a name that says what went wrong, and put it
-//! into `fuzz/regressions`. What the target `stream` finds becomes a test of `testcases::wire`.
+//! into `fuzz/regressions`.
 
 pub mod generators;
 pub mod minimise;
 pub mod oracles;
-pub mod stream;
+pub mod wire;
 
 use oracles::Restores;
 use vmm::script::BoardSpec;
@@ -68,16 +69,5 @@ pub fn board(bytes: &[u8]) {
     let generated = generators::script(bytes, &board);
     if let Err(violation) = oracles::generated(&generated, &board, Restores::Eight) {
         panic!("{violation}\n{}", generated.script);
-    }
-}
-
-/// What the target `stream` does with its input.
-///
-/// # Panics
-/// When the decoder finds something else than what is there; the message holds the stream.
-pub fn reports(bytes: &[u8]) {
-    let stream = stream::generate(bytes);
-    if let Err(what) = stream::check(&stream) {
-        panic!("{what}\n{stream:02x?}");
     }
 }

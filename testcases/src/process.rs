@@ -156,7 +156,7 @@ fn watch(
     let mut out = child.stdout.take();
     let mut err = child.stderr.take();
     let mut drain_until = None;
-    let mut buffer = vec![0; 64 << 10];
+    let mut buffer = vec![0; 16 << 10];
     loop {
         if drain_until.is_some() && out.is_none() && err.is_none() {
             return None;

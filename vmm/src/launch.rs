@@ -40,6 +40,8 @@ pub struct Options {
     pub kvm: PathBuf,
     /// The image.
     pub kernel: PathBuf,
+    /// What is in it, if somebody has read it already. The first start takes it.
+    pub image: Option<Vec<u8>>,
     /// How it is entered.
     pub protocol: Protocol,
     /// Its command line.
@@ -114,7 +116,7 @@ fn file_name(path: &Path) -> String {
 ///
 /// # Errors
 /// When it could not be started, or the host failed it on the way; never for what a guest does.
-pub fn run(options: &Options) -> Result<Finished, LaunchError> {
+pub fn run(options: &mut Options) -> Result<Finished, LaunchError> {
     // Before the first thread and before the terminal is changed: every thread inherits that these
     // signals do not kill, and so the terminal is put back.
     let signals = EndSignals::take().map_err(LaunchError::Events)?;
@@ -186,8 +188,11 @@ impl<K: crate::hv::Kick> Drop for EndOnPanic<'_, K> {
     }
 }
 
-fn prepare(options: &Options) -> Result<Prepared, LaunchError> {
-    let image = read(&options.kernel, "kernel")?;
+fn prepare(options: &mut Options) -> Result<Prepared, LaunchError> {
+    let image = match options.image.take() {
+        Some(image) => image,
+        None => read(&options.kernel, "kernel")?,
+    };
     let modules = options
         .modules
         .iter()
@@ -201,15 +206,17 @@ fn prepare(options: &Options) -> Result<Prepared, LaunchError> {
         return Err(LaunchError::TooMuchMemory { asked, host });
     }
     let ram = GuestRam::new(options.memory, options.backing)?;
-    let modules: Vec<_> =
-        modules.iter().map(|(name, bytes, cmdline)| Module { name, bytes, cmdline }).collect();
-    let name = file_name(&options.kernel);
     let loaded = boot::load(&boot::Request {
         protocol: options.protocol,
         cmdline: &options.cmdline,
-        modules: &modules,
-        ..boot::Request::new(&image, &name, &ram)
+        modules: &modules
+            .iter()
+            .map(|(name, bytes, cmdline)| Module { name, bytes, cmdline })
+            .collect::<Vec<_>>(),
+        ..boot::Request::new(&image, &file_name(&options.kernel), &ram)
     })?;
+    // What follows needs room, too; here is some that the host has filled with pages.
+    drop((image, modules));
 
     let vm = host.create_vm(&options.vm, Some(ram.clone()))?;
     let supported = host.supported_cpuid()?;

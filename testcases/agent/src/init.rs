@@ -1,6 +1,8 @@
 //! Process 1: mounts, starts the one that works, waits, and switches the machine off.
 
+use std::fs;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use rustix::mount::{MountFlags, mount};
@@ -23,8 +25,17 @@ const MOUNTS: [(&str, &str); 5] = [
     ("tmpfs", "/run"),
 ];
 
-/// Whether programs may ask for more memory than there is; 1 is yes.
-const OVERCOMMIT: &str = "/proc/sys/vm/overcommit_memory";
+/// Settings of the kernel, where it has them: file and content.
+const SETTINGS: [(&str, &str); 3] = [
+    // Guests ask for more memory than the machine has, and use little of it.
+    ("/proc/sys/vm/overcommit_memory", "1"),
+    // Taking a VM apart waits for each CPU to pass a quiet point: ask them instead of waiting for
+    // their clock ticks. It halves the time of a small guest.
+    ("/sys/kernel/rcu_expedited", "1"),
+    // Clearing 2 MiB for a process that writes into 100 KiB is dear here. Guests that ask for huge
+    // pages get them.
+    ("/sys/kernel/mm/transparent_hugepage/enabled", "madvise"),
+];
 
 /// Runs as process 1.
 pub fn main() -> ExitCode {
@@ -49,8 +60,9 @@ fn run() -> Result<(), String> {
         mount(kind, place, kind, MountFlags::empty(), None)
             .map_err(|e| format!("cannot mount {kind} at {place}: {e}"))?;
     }
-    // Guests ask for more memory than the machine has, and use little of it.
-    std::fs::write(OVERCOMMIT, "1").map_err(|e| format!("cannot write {OVERCOMMIT}: {e}"))?;
+    for (path, value) in SETTINGS.iter().filter(|(path, _)| Path::new(path).exists()) {
+        fs::write(path, value).map_err(|e| format!("cannot write {value} to {path}: {e}"))?;
+    }
     let worker = Command::new(SELF)
         .arg0("agent")
         .arg(WORK)

@@ -176,7 +176,7 @@ impl Run {
         let end = options.timeout.map(|timeout| Instant::now() + timeout);
         loop {
             options.timeout = end.map(|end| end.saturating_duration_since(Instant::now()));
-            match launch::run(&options) {
+            match launch::run(&mut options) {
                 Err(e) => {
                     complain(&e);
                     return e.status();
@@ -231,11 +231,12 @@ impl Run {
                 self.cpus
             ));
         }
-        let mut cmdline = self.cmdline;
+        let (mut cmdline, mut image) = (self.cmdline, None);
         let kernel = match (self.kernel, self.payload) {
             (Some(kernel), _) => kernel,
             (None, Some(file)) => {
-                payload::check(&file, self.test.as_deref()).map_err(|e| e.to_string())?;
+                let read = payload::check(&file, self.test.as_deref());
+                image = Some(read.map_err(|e| e.to_string())?);
                 if let Some(test) = &self.test {
                     cmdline = payload_cmdline(test, self.cpus, &cmdline);
                 }
@@ -251,6 +252,7 @@ impl Run {
         Ok(Options {
             kvm: self.kvm,
             kernel,
+            image,
             protocol: self.boot,
             cmdline,
             modules: initrd.chain(self.module.into_iter().map(module)).collect(),
