@@ -86,6 +86,11 @@ fn hosts(flags: &flags::Test, facts: &FactsTable) -> Result<Vec<flags::Host>, Fa
             "--deterministic is for host amd alone: give it with --host amd",
         ));
     }
+    if let (Some(device), true) = (flags.make.device.first(), hosts != [Host::Amd]) {
+        return Err(Failure::input(format!(
+            "--device {device} is for host amd alone: give it with --host amd"
+        )));
+    }
     if let (true, Some(param)) = (hosts.contains(&Host::Kvm), flags.make.kvm_param.first()) {
         return Err(Failure::input(format!(
             "--kvm-param {param} is for emulated hosts: add --host amd or intel. The modules of this \

@@ -22,6 +22,12 @@ impl Params {
         words.map(|((_, name), value)| format!("{name}={value}")).collect::<Vec<_>>().join(" ")
     }
 
+    /// These and `others`, which outweigh them.
+    pub fn and(mut self, others: &Params) -> Params {
+        self.0.extend(others.0.clone());
+        self
+    }
+
     /// As a person writes them, `module.name=value` each; empty if there are none.
     pub fn show(&self) -> String {
         let words = self.0.iter().map(|((module, name), value)| format!("{module}.{name}={value}"));

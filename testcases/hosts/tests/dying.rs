@@ -8,8 +8,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use hosts::machine::{Emulator, Machine, Name};
+use hosts::device::Devices;
+use hosts::machine::{Emulator, Machine};
 use hosts::modules::Module;
+use hosts::name::Name;
 use hosts::pieces::{Kernel, Program};
 use hosts::plan::Params;
 use hosts::run::{self, Setup};
@@ -70,7 +72,7 @@ fn world_in(dir: &Path, acts: &str) -> World {
         cpus: 1,
         jobs: 1,
         deterministic: false,
-        devices: vec![],
+        devices: Devices::NONE,
         command_line: vec![],
         patience: Patience::default(),
     };

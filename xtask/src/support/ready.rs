@@ -4,7 +4,8 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime};
 
-use hosts::machine::{HostError, Machine, Name};
+use hosts::machine::{HostError, Machine};
+use hosts::name::Name;
 use hosts::plan::Params;
 use hosts::run;
 use testcases::case::Case;
@@ -173,6 +174,9 @@ fn again(make: &flags::Make) -> Vec<String> {
     }
     if let Some(line) = &make.host_cmdline {
         words.extend(["--host-cmdline".to_string(), line.clone()]);
+    }
+    for device in &make.device {
+        words.extend(["--device".to_string(), device.clone()]);
     }
     if make.deterministic {
         words.push("--deterministic".into());
