@@ -47,6 +47,7 @@ pub fn run(flags: &flags::Test, out: &mut Out) -> Outcome {
         facts: &facts,
         require,
         make: &flags.make,
+        cases: &chosen,
         jobs: flags.jobs.map(usize::from),
         fail_fast: flags.fail_fast,
         cancel: &cancel,

@@ -111,8 +111,14 @@ impl World {
         let collector = Collector { runs: self.dir.join("runs"), require: Require::default() };
         let flag = AtomicBool::new(false);
         let params = Params::default();
-        let setup =
-            Setup { params: &params, machines: 1, collector: &collector, fail_fast, cancel: &flag };
+        let setup = Setup {
+            params: &params,
+            with_device: Err("not in this test".into()),
+            machines: 1,
+            collector: &collector,
+            fail_fast,
+            cancel: &flag,
+        };
         let cancel = cancel.map(|count| (count, &flag));
         let mut seen = Seen { cancel, started: 0, ended: vec![] };
         let result = run::run(&self.machine, cases, &setup, &mut seen);

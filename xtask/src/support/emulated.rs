@@ -58,8 +58,7 @@ pub fn machine(name: Name, shop: &Workshop<'_>) -> Result<(Machine, Params), Fai
             "--deterministic is for host amd: host {name} cannot count its time in instructions"
         )));
     }
-    let devices =
-        Devices::new(&shop.make.device).map_err(|e| Failure::input(format!("--device: {e}")))?;
+    let devices = devices(shop.make)?;
     if !devices.is_empty() && name != Name::Amd {
         return Err(Failure::input(format!(
             "--device {devices} is for host amd: Bochs, which emulates host {name}, has no such devices"
@@ -120,7 +119,14 @@ pub fn machine(name: Name, shop: &Workshop<'_>) -> Result<(Machine, Params), Fai
 pub fn missing(name: Name, make: &flags::Make) -> Option<String> {
     let (mut bar, cancel) = (Bar::default(), AtomicBool::new(false));
     let mut fetcher = fetcher(&root(), make, &cancel, &mut bar).offline();
-    pieces(name, &Devices::NONE, &mut fetcher).err().map(|e| e.to_string())
+    // Names that are wrong are told when the host is made.
+    let devices = devices(make).unwrap_or_default();
+    pieces(name, &devices, &mut fetcher).err().map(|e| e.to_string())
+}
+
+/// The devices that the user asks for.
+fn devices(make: &flags::Make) -> Result<Devices, Failure> {
+    Devices::new(&make.device).map_err(|e| Failure::input(format!("--device: {e}")))
 }
 
 fn fetcher<'a>(
