@@ -6,7 +6,8 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::ExitCode;
 
-use hosts::machine::{Machine, Name};
+use hosts::machine::Machine;
+use hosts::name::Name;
 use hosts::plan::Params;
 use hosts::session::Ending;
 use testcases::facts::HostFacts;

@@ -6,7 +6,8 @@ use std::time::{Duration, SystemTime};
 
 use tempfile::TempDir;
 
-use crate::machine::{HostError, Name};
+use crate::machine::HostError;
+use crate::name::Name;
 
 /// How long a directory stays that no boot writes to any more: that of a host that died, for people to
 /// look at, or of a run that was killed.

@@ -8,8 +8,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use hosts::machine::{Emulator, Machine, Name};
+use hosts::device::Devices;
+use hosts::machine::{Emulator, Machine};
 use hosts::modules::Module;
+use hosts::name::Name;
 use hosts::pieces::{Kernel, Program};
 use hosts::plan::Params;
 use hosts::run::{self, Setup};
@@ -70,7 +72,7 @@ fn world_in(dir: &Path, acts: &str) -> World {
         cpus: 1,
         jobs: 1,
         deterministic: false,
-        devices: vec![],
+        devices: Devices::NONE,
         command_line: vec![],
         patience: Patience::default(),
     };
@@ -109,8 +111,14 @@ impl World {
         let collector = Collector { runs: self.dir.join("runs"), require: Require::default() };
         let flag = AtomicBool::new(false);
         let params = Params::default();
-        let setup =
-            Setup { params: &params, machines: 1, collector: &collector, fail_fast, cancel: &flag };
+        let setup = Setup {
+            params: &params,
+            with_device: Err("not in this test".into()),
+            machines: 1,
+            collector: &collector,
+            fail_fast,
+            cancel: &flag,
+        };
         let cancel = cancel.map(|count| (count, &flag));
         let mut seen = Seen { cancel, started: 0, ended: vec![] };
         let result = run::run(&self.machine, cases, &setup, &mut seen);
