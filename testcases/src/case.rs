@@ -1,10 +1,12 @@
-//! A case: which test of which payload runs, on which machine, and what the right outcome is.
+//! A case: which test of which payload runs, on which machine, and what the right outcome is; or
+//! which test of the host itself.
 //!
 //! A case is a TOML file `cases/AREA/NAME.toml`; its id is `AREA/NAME`, and each table
 //! `[variant.V]` in it overlays the file to make a further case `AREA/NAME@V`. Every key is checked:
 //! an unknown one is an error that names the file, the key and the known keys.
 
 mod known;
+mod spec;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -12,11 +14,11 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::need::Need;
 use crate::status::VmmEnd;
 use vmm::units;
 
 pub use known::{Because, Deviates, Deviation, KnownBug, Modules};
+pub use spec::{Spec, Subject, TestRef};
 
 /// How long a case may run if it does not say: enough for any single test, short enough that a hang
 /// is noticed.
@@ -63,42 +65,6 @@ pub struct Case {
     pub file: PathBuf,
     /// What the case says of itself.
     pub spec: Spec,
-}
-
-/// The content of a case: the keys of its file, after a variant's overlay.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Spec {
-    /// One sentence: what holds if the case passes.
-    pub about: About,
-    /// The test, written `payload::test`.
-    pub payload: TestRef,
-    /// What the host must offer; see [`crate::need`].
-    #[serde(default)]
-    pub needs: Vec<Need>,
-    /// Why the needs are what they are: told with the reason of a skip.
-    #[serde(default)]
-    pub because: Option<Because>,
-    /// A bug of KVM's own that the test shows, and where it lies. While it is there, a fail that the
-    /// guest reports is a skip with this reason; `--require known-bugs` makes it an error.
-    #[serde(default)]
-    pub known_bug: Option<KnownBug>,
-    /// Where emulated processors deviate from a real one. On such a host a fail, and an error that the
-    /// guest reports, is a skip with this reason; `--require deviations` makes it an error.
-    #[serde(default)]
-    pub deviates: Deviates,
-    /// How long the guest may run, written like `10s`; within [`TIMEOUTS`].
-    #[serde(default)]
-    pub timeout: Timeout,
-    /// The right outcome, `pass` if not given; see [`Expect`].
-    #[serde(default)]
-    pub expect: Expect,
-    /// Words to choose cases by (`tag:WORD` as a filter).
-    #[serde(default)]
-    pub tags: Vec<Tag>,
-    /// The machine the test runs on.
-    #[serde(default)]
-    pub machine: Machine,
 }
 
 /// The virtual machine of a case. What is not given is left to the VMM's own default.
@@ -308,35 +274,6 @@ impl TryFrom<i64> for Vcpus {
     }
 }
 
-/// A test of a payload, written `payload::test`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
-#[serde(try_from = "String")]
-pub struct TestRef {
-    /// The payload's name.
-    pub payload: String,
-    /// The test's name in it.
-    pub test: String,
-}
-
-impl TryFrom<String> for TestRef {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<TestRef, String> {
-        match text.split_once("::") {
-            Some((payload, test)) if !payload.is_empty() && !test.is_empty() => {
-                Ok(TestRef { payload: payload.into(), test: test.into() })
-            }
-            _ => Err(format!("payload `{text}`: write PAYLOAD::TEST, like apic::x2apic_self_ipi")),
-        }
-    }
-}
-
-impl fmt::Display for TestRef {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}::{}", self.payload, self.test)
-    }
-}
-
 /// The outcome that is right for a case.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
@@ -414,7 +351,7 @@ mod tests {
     #[test]
     fn a_small_case_gets_the_defaults() {
         let spec = spec(SMALL).expect("a case");
-        assert_eq!(spec.payload.to_string(), "apic::self_ipi");
+        assert_eq!(spec.subject.to_string(), "apic::self_ipi");
         assert_eq!(spec.timeout.0, DEFAULT_TIMEOUT);
         assert_eq!(spec.expect, Expect::Pass);
         assert_eq!(spec.machine, Machine::default());
@@ -446,7 +383,7 @@ mod tests {
         let error = spec(&format!("{SMALL}[machine]\ncpus = 2\n")).unwrap_err();
         assert!(error.contains("`cpus`") && error.contains("`vcpus`"), "{error}");
         let error = spec("about = \"It works.\"\n").unwrap_err();
-        assert!(error.contains("missing field `payload`"), "{error}");
+        assert!(error.contains("nothing is tested: write `payload"), "{error}");
     }
 
     #[test]

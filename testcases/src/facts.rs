@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::need::Met;
+use vmm::host::vfio::Bound;
 
 /// Which KVM module serves `/dev/kvm`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,6 +92,8 @@ pub trait HostFacts: Sync {
     fn memory(&self) -> u64;
     /// Free huge pages of the given size in bytes.
     fn free_hugepages(&self, size: u64) -> u64;
+    /// Whether a PCI device is bound to vfio-pci, in an IOMMU group; if not, why and what to do.
+    fn vfio_device(&self) -> Result<(), String>;
 }
 
 /// The facts that files of `/sys` and `/proc` tell, below a root that tests can replace.
@@ -189,6 +192,15 @@ impl Files {
             .filter_map(|line| line.split_once(':'))
             .find(|(k, _)| k.trim() == key)
             .map(|(_, v)| v.trim().to_string())
+    }
+
+    /// The address of a PCI device that is bound to vfio-pci.
+    ///
+    /// # Errors
+    ///
+    /// There is none, and why.
+    pub fn vfio_device(&self) -> Result<String, String> {
+        Bound::find(&self.root).map(|bound| bound.address).map_err(|why| why.to_string())
     }
 
     /// The kernel's release, as `uname -r` prints it.
@@ -295,6 +307,9 @@ pub(crate) mod fake {
         }
         fn free_hugepages(&self, _size: u64) -> u64 {
             self.hugepages
+        }
+        fn vfio_device(&self) -> Result<(), String> {
+            Err("no vfio-pci".into())
         }
     }
 }

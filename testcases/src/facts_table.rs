@@ -37,6 +37,8 @@ pub struct FactsTable {
     pub memory: u64,
     /// Free huge pages, by their size in bytes.
     pub free_hugepages: BTreeMap<u64, u64>,
+    /// The address of a PCI device that is bound to vfio-pci, or why there is none and what to do.
+    pub vfio_device: Result<String, String>,
 }
 
 /// What KVM says of itself.
@@ -68,6 +70,7 @@ impl FactsTable {
             cpus: std::thread::available_parallelism().map_or(1, usize::from),
             memory: files.memory(),
             free_hugepages: HUGE_PAGES.map(|size| (size, files.hugepages(size).0)).into(),
+            vfio_device: files.vfio_device(),
         }
     }
 
@@ -168,6 +171,10 @@ impl HostFacts for FactsTable {
 
     fn free_hugepages(&self, size: u64) -> u64 {
         self.free_hugepages.get(&size).copied().unwrap_or(0)
+    }
+
+    fn vfio_device(&self) -> Result<(), String> {
+        self.vfio_device.as_ref().map(|_| ()).map_err(String::clone)
     }
 }
 

@@ -1,10 +1,10 @@
 //! What is tested: declarative cases by area, and the runner.
 //!
 //! A case ([`case`]) is a TOML file that names a test of a payload, the machine it runs on, what it
-//! needs of the host ([`need`], [`facts`]) and the outcome that is right. [`load`] reads the cases and
-//! checks them against the payloads that [`build`] makes; [`select`] chooses; [`runner`] runs each in a
-//! process of its own ([`process`]), as many side by side as fit ([`schedule`]); [`transcript`] reads
-//! what the guest says and [`verdict`] judges; [`skip`] is why a case was left out, and [`require`] tells
+//! needs of the host ([`need`], [`facts`]) and the outcome that is right; or a test of the host itself.
+//! [`load`] reads the cases and checks them against the payloads that [`build`] makes; [`select`]
+//! chooses; [`runner`] runs each in a process of its own ([`process`]), as many side by side as fit
+//! ([`schedule`]); [`transcript`] reads what the guest says and [`verdict`] judges; [`skip`] is why a case was left out, and [`require`] tells
 //! which of that is not accepted; [`report`] tells people, CI systems and programs.
 //!
 //! An emulated host gets a [`job`] and reports by messages on a [`wire`].

@@ -1,5 +1,7 @@
 //! Reads the case files, and checks them against the payloads that were built.
 
+mod check;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
@@ -8,9 +10,8 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::case::{Case, CaseId, Spec, is_word};
-use crate::facts::HostFacts;
-use crate::nearest;
-use crate::need::Met;
+
+pub use check::check;
 
 /// The payload whose tests misbehave on purpose. The runner's own tests use it; no case does.
 pub const SELFTEST: &str = "selftest";
@@ -256,78 +257,13 @@ fn merge(base: &mut toml::Table, over: toml::Table) {
     }
 }
 
-/// Checks the cases against the payloads and the names this host knows: each case's test exists,
-/// its modules do, each need can be asked, and each test of each payload but [`SELFTEST`] is used by some case.
-///
-/// # Errors
-///
-/// Everything that does not fit, with the nearest name that would.
-pub fn check(
-    dir: &Path,
-    cases: &[Case],
-    catalog: &Catalog,
-    facts: &dyn HostFacts,
-) -> Result<(), Problems> {
-    let mut problems = Problems::default();
-    let mut used = BTreeSet::new();
-    for case in cases {
-        let test = &case.spec.payload;
-        used.insert((test.payload.as_str(), test.test.as_str()));
-        match catalog.get(&test.payload) {
-            None => {
-                let hint = nearest::hint(&test.payload, catalog.iter().map(|(name, _)| name));
-                let message = format!("`{test}`: no payload `{}` is built{hint}", test.payload);
-                problems.add(&case.file, message);
-            }
-            Some(payload) => {
-                let names = || payload.tests.iter().map(|(name, _)| name.as_str());
-                if !names().any(|name| name == test.test) {
-                    let hint = nearest::hint(&test.test, names());
-                    let message = format!(
-                        "`{test}`: payload `{}` has no test `{}`{hint}",
-                        test.payload, test.test
-                    );
-                    problems.add(&case.file, message);
-                }
-            }
-        }
-        for module in &case.spec.machine.modules {
-            if !case.dir().join(module).is_file() {
-                let message = format!("module {}: there is no such file", module.display());
-                problems.add(&case.file, message);
-            }
-        }
-        if case.spec.because.is_some() && case.spec.needs.is_empty() {
-            problems.add(&case.file, "`because` without `needs`: it says why those are".to_owned());
-        }
-        for need in &case.spec.needs {
-            if let Met::Unknown(why) = need.check(facts) {
-                problems.add(&case.file, format!("need `{need}`: {why}"));
-            }
-        }
-    }
-    for (name, payload) in catalog.iter().filter(|(name, _)| *name != SELFTEST) {
-        for (test, _) in payload.tests.iter().filter(|(test, _)| !used.contains(&(name, test))) {
-            let file = dir.join(name).join(format!("{test}.toml"));
-            let message =
-                format!("missing: no case runs `{name}::{test}`; write one here or elsewhere");
-            problems.add(&file, message);
-        }
-    }
-    // A variant repeats what is wrong with its base.
-    let mut told = BTreeSet::new();
-    problems.0.retain(|p| told.insert((p.file.clone(), p.message.clone())));
-    problems.or(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::facts::fake::FakeFacts;
 
-    const SMALL: &str = "about = \"It works.\"\npayload = \"apic::self_ipi\"\n";
+    pub(super) const SMALL: &str = "about = \"It works.\"\npayload = \"apic::self_ipi\"\n";
 
-    fn load_files(files: &[(&str, &str)]) -> Result<Vec<Case>, Problems> {
+    pub(super) fn load_files(files: &[(&str, &str)]) -> Result<Vec<Case>, Problems> {
         let dir = tempfile::tempdir().expect("a temporary directory");
         for (path, text) in files {
             let path = dir.path().join(path);
@@ -426,56 +362,5 @@ mod tests {
         let problems = load_files(&[("a/b.toml", "x = 1"), ("a/c.toml", "x = 1")]).unwrap_err();
         assert_eq!(problems.0.len(), 2);
         assert!(load(Path::new("/no/such/dir")).unwrap_err().to_string().contains("/no/such/dir"));
-    }
-
-    fn catalog() -> Catalog {
-        let mut catalog = Catalog::new();
-        let test = |name: &str| (name.to_string(), String::new());
-        let payload = |tests| Payload { path: "p".into(), tests };
-        catalog.add("apic", payload(vec![test("self_ipi"), test("x2apic_msr")]));
-        catalog.add(SELFTEST, payload(vec![test("hang")]));
-        catalog
-    }
-
-    fn check_files(files: &[(&str, &str)]) -> Result<(), Problems> {
-        let cases = load_files(files).expect("cases");
-        let facts = FakeFacts { cpuid: vec![("x2apic", false)], ..FakeFacts::default() };
-        check(Path::new("cases"), &cases, &catalog(), &facts)
-    }
-
-    const OTHER: (&str, &str) = ("a/o.toml", "about = \"x\"\npayload = \"apic::x2apic_msr\"\n");
-
-    #[test]
-    fn cases_that_use_every_test_are_in_order() {
-        let with_need = format!("{SMALL}needs = [\"cpuid:x2apic\"]\n");
-        assert_eq!(check_files(&[("a/b.toml", &with_need), OTHER]), Ok(()));
-    }
-
-    #[test]
-    fn a_missing_payload_or_test_is_told_with_the_nearest() {
-        for (reference, says) in [
-            ("apci::self_ipi", "no payload `apci` is built; the nearest is `apic`"),
-            ("apic::self_api", "payload `apic` has no test `self_api`; the nearest is `self_ipi`"),
-        ] {
-            let text = format!("about = \"x\"\npayload = \"{reference}\"\n");
-            let files = [("a/b.toml", SMALL), ("a/c.toml", &text), OTHER];
-            let problems = check_files(&files).unwrap_err();
-            assert_eq!(problems.0.len(), 1, "{problems}");
-            assert!(problems.0[0].message.contains(reference), "{problems}");
-            assert!(problems.0[0].message.contains(says), "{problems}");
-        }
-    }
-
-    #[test]
-    fn an_unknown_need_and_a_forgotten_test_are_told() {
-        let text = format!("{SMALL}needs = [\"cpuid:x3apic\"]\nmachine.modules = [\"none\"]\n");
-        let problems = check_files(&[("a/b.toml", &text)]).unwrap_err().to_string();
-        assert!(problems.contains("module none: there is no such file"), "{problems}");
-        assert!(problems.contains("need `cpuid:x3apic`: unknown x3apic"), "{problems}");
-        assert!(problems.contains("no case runs `apic::x2apic_msr`"), "{problems}");
-        let text = format!("{SMALL}because = \"it must\"\n");
-        let reason = check_files(&[("a/b.toml", &text), OTHER]).unwrap_err().to_string();
-        assert!(reason.contains("`because` without `needs`"), "{reason}");
-        assert!(!problems.contains("selftest"), "{problems}");
     }
 }

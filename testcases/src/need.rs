@@ -2,7 +2,7 @@
 //!
 //! | written as | holds when |
 //! |---|---|
-//! | `kvm` | `/dev/kvm` opens and speaks API version 12; every case needs it unsaid |
+//! | `kvm` | `/dev/kvm` opens and speaks API version 12; every case with a guest needs it unsaid |
 //! | `cpuid:NAME` | KVM can show the guest that CPUID feature (`KVM_GET_SUPPORTED_CPUID`) |
 //! | `kvm-cap:NAME` | `KVM_CHECK_EXTENSION` answers more than 0 for `KVM_CAP_NAME` |
 //! | `module:MODULE.PARAM=VALUE` | `/sys/module/MODULE/parameters/PARAM` reads VALUE; see [`reads_as`] |
@@ -12,9 +12,11 @@
 //! | `host:cpus>=N` | the process may run on at least N processors |
 //! | `host:memory>=SIZE` | the machine has at least SIZE of memory |
 //! | `host:hugepages-2M`, `host:hugepages-1G` | at least one such page is free |
+//! | `host:vfio-device` | a PCI device is bound to vfio-pci, in an IOMMU group |
 //!
 //! An emulated host is booted with the module parameters that a case needs, unless the user gave it
-//! others. On the machine's own KVM they are what they are.
+//! others; and where one is needed and it can have one, with a device for vfio-pci. On the machine's
+//! own KVM they are what they are.
 //!
 //! A need that is not in this table is an error in the case, never a skip: a typing mistake must
 //! not quietly turn a test off.
@@ -66,6 +68,8 @@ pub enum HostNeed {
     Memory(u64, String),
     /// At least one free huge page of this size in bytes; the text it was written as follows.
     HugePages(u64, String),
+    /// A PCI device that is bound to vfio-pci.
+    VfioDevice,
 }
 
 /// Whether a need is met, or why not.
@@ -79,8 +83,17 @@ pub enum Met {
     Unknown(String),
 }
 
-const HOST_NEEDS: [&str; 7] =
-    ["hardware-cpl0", "intel", "amd", "cpus>=N", "memory>=SIZE", "hugepages-2M", "hugepages-1G"];
+const HOST_NEEDS: [&str; 9] = [
+    "hardware-cpl0",
+    "cpl3-entry",
+    "intel",
+    "amd",
+    "cpus>=N",
+    "memory>=SIZE",
+    "hugepages-2M",
+    "hugepages-1G",
+    "vfio-device",
+];
 
 impl TryFrom<String> for Need {
     type Error = String;
@@ -132,6 +145,7 @@ fn host(rest: &str) -> Option<HostNeed> {
         "cpl3-entry" => return Some(HostNeed::Cpl3Entry),
         "intel" => return Some(HostNeed::Intel),
         "amd" => return Some(HostNeed::Amd),
+        "vfio-device" => return Some(HostNeed::VfioDevice),
         "hugepages-2M" => return Some(HostNeed::HugePages(2 << 20, "2M".into())),
         "hugepages-1G" => return Some(HostNeed::HugePages(1 << 30, "1G".into())),
         _ => {}
@@ -159,6 +173,7 @@ impl fmt::Display for Need {
                 HostNeed::Cpus(n) => write!(f, "host:cpus>={n}"),
                 HostNeed::Memory(_, text) => write!(f, "host:memory>={text}"),
                 HostNeed::HugePages(_, text) => write!(f, "host:hugepages-{text}"),
+                HostNeed::VfioDevice => f.write_str("host:vfio-device"),
             },
         }
     }
@@ -233,6 +248,7 @@ impl Need {
                     let free = facts.free_hugepages(*bytes);
                     met(free > 0, &|| format!("no free huge page of {text}"))
                 }
+                HostNeed::VfioDevice => facts.vfio_device().map_or_else(Met::No, |()| Met::Yes),
             },
         }
     }
@@ -262,6 +278,7 @@ mod tests {
             "host:memory>=2G",
             "host:hugepages-2M",
             "host:hugepages-1G",
+            "host:vfio-device",
         ] {
             assert_eq!(need(text).to_string(), text);
         }
@@ -275,6 +292,7 @@ mod tests {
             ("cpu:x2apic", "unknown kind of need `cpu:`"),
             ("cpuid:", "names nothing after `cpuid:`"),
             ("host:hardware-cpl1", "the nearest is `hardware-cpl0`"),
+            ("host:vfio", "the nearest is `vfio-device`"),
             ("host:cpus>=many", "unknown need"),
             ("host:cpus>2", "unknown need"),
             ("host:memory>=2GB", "unknown need"),
@@ -326,6 +344,7 @@ mod tests {
             ("host:cpus>=3", "2 processors, 3 needed"),
             ("host:memory>=3G", "2048 MiB of memory, 3G needed"),
             ("host:hugepages-2M", "no free huge page of 2M"),
+            ("host:vfio-device", "no vfio-pci"),
         ] {
             match need(no).check(&facts) {
                 Met::No(why) => assert!(why.contains(says), "{no}: {why}"),

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use serde::{Deserialize, Serialize};
+use vmm::host::child::die_with_parent;
 
 /// How often the flag that cancels a run is looked at.
 const TICK: Duration = Duration::from_millis(100);
@@ -74,7 +75,7 @@ pub enum Stream {
 /// Starts `command` with no input and both outputs taken, in a process group of its own, and waits
 /// until it ended. `output` gets the bytes as they come. After `limit`, or when `cancel` becomes
 /// true, the whole group is killed; it is killed as well once its leader has ended, so nothing is
-/// left behind.
+/// left behind. The leader ends with this process, too, however that ends.
 pub fn run(
     command: &mut Command,
     limit: Duration,
@@ -99,6 +100,8 @@ fn supervise(
     gently: bool,
 ) -> Ended {
     let deadline = Instant::now() + limit;
+    // This thread waits for the child, so the child ends early only with the whole process.
+    die_with_parent(command);
     let mut child = match command.stdin(Stdio::null()).process_group(0).spawn() {
         Ok(child) => child,
         Err(e) => {

@@ -18,7 +18,7 @@ use payload_abi::ExitValue;
 use vmm::units;
 
 use crate::bounded::Bounded;
-use crate::case::{Case, CaseId};
+use crate::case::{Case, CaseId, Subject};
 use crate::facts::HostFacts;
 use crate::load::Catalog;
 use crate::need::{Met, Need};
@@ -175,14 +175,31 @@ pub fn logs_of(runs: &Path, id: &CaseId) -> PathBuf {
 }
 
 /// The command that runs a case for so long at most, program first.
-pub fn command(case: &Case, vmm: &Path, payload: &Path, timeout: Duration) -> Vec<String> {
-    let mut words = vec![vmm.display().to_string(), "run".into()];
-    words.extend(["--payload".into(), payload.display().to_string()]);
-    words.extend(["--test".into(), case.spec.payload.test.clone()]);
+///
+/// # Errors
+///
+/// Its payload is not built.
+pub fn command(
+    case: &Case,
+    vmm: &Path,
+    catalog: &Catalog,
+    timeout: Duration,
+) -> Result<Vec<String>, String> {
+    let vmm = vmm.display().to_string();
+    let test = match &case.spec.subject {
+        Subject::Guest(test) => test,
+        // The runner itself sees to it that it ends.
+        Subject::Host(test) => return Ok(vec![vmm, "host-test".into(), test.name().into()]),
+    };
+    let payload = catalog.get(&test.payload);
+    let payload = payload.ok_or_else(|| format!("no payload `{}` is built", test.payload))?;
+    let mut words = vec![vmm, "run".into()];
+    words.extend(["--payload".into(), payload.path.display().to_string()]);
+    words.extend(["--test".into(), test.test.clone()]);
     words.extend(case.spec.machine.arguments(case.dir()));
     words.extend(["--serial".into(), "stdio".into()]);
     words.extend(["--timeout".into(), units::show_duration(timeout)]);
-    words
+    Ok(words)
 }
 
 /// Writes a command so that a shell reads the same words.
@@ -200,7 +217,8 @@ pub fn shell_line(words: &[String]) -> String {
 /// # Errors
 /// What is to be reported of a case that the host cannot run, or that is wrong.
 fn check_needs(case: &Case, facts: &dyn HostFacts) -> Result<(), Box<CaseReport>> {
-    for need in [&Need::Kvm].into_iter().chain(&case.spec.needs) {
+    let kvm = matches!(case.spec.subject, Subject::Guest(_)).then_some(&Need::Kvm);
+    for need in kvm.into_iter().chain(&case.spec.needs) {
         let report = match need.check(facts) {
             Met::Yes => continue,
             Met::No(why) => {
@@ -230,14 +248,19 @@ fn run_case(case: &Case, setup: &Setup<'_>) -> CaseReport {
     if let Err(report) = check_needs(case, setup.facts) {
         return *report;
     }
-    let Some(payload) = setup.catalog.get(&case.spec.payload.payload) else {
-        let reason = format!("no payload `{}` is built", case.spec.payload.payload);
-        return CaseReport::unrun(Verdict::new(Outcome::Error, reason));
+    let timeout = setup.slowed(case.spec.timeout.0);
+    let command = match command(case, &setup.vmm, setup.catalog, timeout) {
+        Ok(command) => command,
+        Err(why) => return CaseReport::unrun(Verdict::new(Outcome::Error, why)),
     };
-    let (mut report, word) = execute(case, setup, &payload.path);
+    let (mut report, word) = execute(case, setup, command, timeout);
     let (outcome, reason) = (report.verdict.outcome, report.verdict.reason.clone());
     if outcome == Outcome::Skip {
-        report.skip(Cause::Guest, format!("the guest: {reason}"), None);
+        let who = match case.spec.subject {
+            Subject::Guest(_) => "guest",
+            Subject::Host(_) => "host",
+        };
+        report.skip(Cause::Guest, format!("the {who}: {reason}"), None);
         return report;
     }
     // Only what the guest itself reports is the bug that is known; a guest that dies is another.
@@ -260,10 +283,13 @@ fn run_case(case: &Case, setup: &Setup<'_>) -> CaseReport {
 }
 
 /// Runs the command of a case and judges it. Also returns what the guest itself said of its end.
-fn execute(case: &Case, setup: &Setup<'_>, payload: &Path) -> (CaseReport, Option<ExitValue>) {
-    let timeout = setup.slowed(case.spec.timeout.0);
-    let command = command(case, &setup.vmm, payload, timeout);
-    let mut transcript = Transcript::new(&case.spec.payload.test);
+fn execute(
+    case: &Case,
+    setup: &Setup<'_>,
+    command: Vec<String>,
+    timeout: Duration,
+) -> (CaseReport, Option<ExitValue>) {
+    let mut transcript = Transcript::new(case.spec.subject.test());
     let mut serial = Bounded::new(KEEP.0, KEEP.1);
     let mut stderr = Bounded::new(KEEP.0, KEEP.1);
     let start = Instant::now();
@@ -297,6 +323,16 @@ fn execute(case: &Case, setup: &Setup<'_>, payload: &Path) -> (CaseReport, Optio
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::load::Payload;
+
+    #[test]
+    fn a_test_of_the_host_is_a_command_without_a_machine() {
+        let spec = toml::from_str("about = \"x\"\nhost-test = \"vfio\"\n").expect("a case");
+        let id = CaseId { area: "host".into(), name: "vfio".into(), variant: None };
+        let case = Case { id, file: "vfio.toml".into(), spec };
+        let words = command(&case, Path::new("/x/vmm"), &Catalog::new(), Duration::from_secs(1));
+        assert_eq!(words.expect("a command"), ["/x/vmm", "host-test", "vfio"]);
+    }
 
     #[test]
     fn a_command_names_the_machine_and_reads_back_in_a_shell() {
@@ -307,8 +343,12 @@ mod tests {
         .expect("a case");
         let id = CaseId { area: "a".into(), name: "n".into(), variant: None };
         let case = Case { id, file: "n.toml".into(), spec };
-        let words =
-            command(&case, Path::new("/x/vmm"), Path::new("/x/a b"), Duration::from_millis(5500));
+        let mut catalog = Catalog::new();
+        let time = Duration::from_millis(5500);
+        let missing = command(&case, Path::new("/x/vmm"), &catalog, time);
+        assert_eq!(missing, Err("no payload `a` is built".to_string()));
+        catalog.add("a", Payload { path: "/x/a b".into(), tests: vec![] });
+        let words = command(&case, Path::new("/x/vmm"), &catalog, time).expect("a command");
         let line = shell_line(&words);
         assert_eq!(
             line,

@@ -54,6 +54,9 @@ impl HostFacts for Host {
     fn free_hugepages(&self, _: u64) -> u64 {
         0
     }
+    fn vfio_device(&self) -> Result<(), String> {
+        Err("no vfio-pci".into())
+    }
 }
 
 struct Seen<'a> {

@@ -2,7 +2,7 @@
 
 use std::process::{Command, ExitCode};
 
-use hosts::machine::Name;
+use hosts::name::Name;
 use testcases::facts::{Files, HostFacts, KvmFlavour};
 use testcases::facts_table::FactsTable;
 

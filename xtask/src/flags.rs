@@ -63,6 +63,11 @@ pub struct Make {
     /// Adds words to the command line of an emulated host's kernel.
     #[arg(long, value_name = "WORDS")]
     pub host_cmdline: Option<String>,
+    /// Gives host amd these devices, separated by commas: iommu, edu, e1000e, virtio-net, usb-stick.
+    /// NAME:vfio gives a PCI device to vfio-pci, and brings an IOMMU with it. The host is then a q35
+    /// machine with a kernel that has all drivers.
+    #[arg(long, value_name = "DEVICES", value_delimiter = ',')]
+    pub device: Vec<String>,
     /// Counts time in instructions on host amd, with one processor: two runs are equal.
     #[arg(long)]
     pub deterministic: bool,
@@ -223,6 +228,7 @@ mod tests {
             ("host setup kvm", false),
             ("host shell intel", true),
             ("host run amd -- vmm run --help", true),
+            ("host run amd --device iommu,e1000e:vfio --device edu -- ls", true),
             ("host run amd", false),
             ("test --fail-fast --keep-going", false),
             ("ci --require kvm", true),

@@ -6,13 +6,15 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::ExitCode;
 
-use hosts::machine::{Machine, Name};
+use hosts::machine::Machine;
+use hosts::name::Name;
 use hosts::plan::Params;
 use hosts::session::Ending;
 use testcases::facts::HostFacts;
 use testcases::job::Task;
 use testcases::process::Stream;
 use testcases::wire::Message;
+use vmm::host::child::die_with_parent;
 
 use crate::flags::{self, HostAction};
 use crate::support::emulated::{self, Workshop};
@@ -139,6 +141,7 @@ fn shell(machine: &Machine, params: &Params) -> Outcome {
         // The console is the terminal; what Bochs prints would come in between.
         prepared.command.stdout(said("results")?).stderr(said("stderr")?);
     }
+    die_with_parent(&mut prepared.command);
     let status = prepared.command.status();
     drop(terminal);
     status.map_err(|e| Failure::bad(format!("the emulator cannot be started: {e}")))?;

@@ -47,6 +47,7 @@ pub fn run(flags: &flags::Test, out: &mut Out) -> Outcome {
         facts: &facts,
         require,
         make: &flags.make,
+        cases: &chosen,
         jobs: flags.jobs.map(usize::from),
         fail_fast: flags.fail_fast,
         cancel: &cancel,
@@ -85,6 +86,11 @@ fn hosts(flags: &flags::Test, facts: &FactsTable) -> Result<Vec<flags::Host>, Fa
         return Err(Failure::input(
             "--deterministic is for host amd alone: give it with --host amd",
         ));
+    }
+    if let (Some(device), true) = (flags.make.device.first(), hosts != [Host::Amd]) {
+        return Err(Failure::input(format!(
+            "--device {device} is for host amd alone: give it with --host amd"
+        )));
     }
     if let (true, Some(param)) = (hosts.contains(&Host::Kvm), flags.make.kvm_param.first()) {
         return Err(Failure::input(format!(

@@ -216,7 +216,8 @@ test!(double_fault_stack, "A trap on an IST stack is recovered from like any oth
 test!(clocks, "The TSC's rate is plausible, and a wait takes about as long as it should.", || {
     let hz = time::tsc_hz();
     report::value("tsc_hz", hz);
-    check!((100_000_000..10_000_000_000).contains(&hz), "{hz} Hz");
+    // An emulator's may count instructions, and those it executes tens of millions of a second.
+    check!((5_000_000..10_000_000_000).contains(&hz), "{hz} Hz");
     let start = time::rdtsc_ordered();
     time::delay(1000);
     check!(time::rdtsc_ordered() - start >= hz / 4000, "a millisecond is too short");

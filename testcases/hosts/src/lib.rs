@@ -5,13 +5,16 @@
 //! same runner as everywhere, and reports through the debug console port 0xE9.
 
 pub mod bochs;
+mod boots;
 pub mod compression;
 pub mod cpio;
+pub mod device;
 pub mod fetch;
 pub mod image;
 pub mod kernel;
 pub mod machine;
 pub mod modules;
+pub mod name;
 pub mod pieces;
 pub mod plan;
 pub mod programs;

@@ -1,12 +1,10 @@
 //! An emulated host that is ready to boot: everything it is made of, and what it shall look like.
 
-use std::fmt;
 use std::fs;
 use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::str::FromStr;
 use std::sync::atomic::AtomicBool;
 
 use sha2::{Digest, Sha256};
@@ -18,80 +16,16 @@ use thiserror::Error;
 use vmm::host::tsc;
 
 use crate::bochs::{self, BochsError, KernelImage};
+use crate::boots;
 use crate::cpio::{Archive, CpioError};
+use crate::device::Devices;
 use crate::kernel::{self, KernelError};
 use crate::modules::Module;
+use crate::name::Name;
 use crate::pieces::{BochsFirmware, Kernel, Program};
 use crate::plan::Params;
 use crate::qemu::{self, QemuError};
-use crate::session::{self, Ending, Session};
-
-/// Which emulated host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Name {
-    /// kvm-amd, on QEMU's TCG.
-    Amd,
-    /// kvm-intel, on Bochs.
-    Intel,
-}
-
-impl Name {
-    /// All of them.
-    pub const ALL: [Name; 2] = [Name::Amd, Name::Intel];
-
-    /// The word for it on command lines and in reports.
-    pub const fn word(self) -> &'static str {
-        match self {
-            Name::Amd => "amd",
-            Name::Intel => "intel",
-        }
-    }
-
-    /// The module that makes it a KVM host; the others are those it depends on.
-    pub const fn module(self) -> &'static str {
-        match self {
-            Name::Amd => "kvm-amd",
-            Name::Intel => "kvm-intel",
-        }
-    }
-
-    /// The parameters that its modules are loaded with unless the user says otherwise.
-    ///
-    /// Bochs 3.0 refuses a posted-interrupt descriptor that does not begin a page, where the SDM (volume
-    /// 3C, 31.6) asks for 64 bytes; so with APICv no guest of KVM starts there.
-    pub fn params(self) -> Params {
-        let fixed: &[(&str, &str, &str)] = match self {
-            Name::Amd => &[],
-            Name::Intel => &[("kvm_intel", "enable_apicv", "N")],
-        };
-        let entry = |&(m, p, v): &(&str, &str, &str)| ((m.to_string(), p.to_string()), v.into());
-        Params(fixed.iter().map(entry).collect())
-    }
-
-    /// What it is, for people.
-    pub const fn about(self) -> &'static str {
-        match self {
-            Name::Amd => "kvm-amd on a machine that QEMU's TCG emulates",
-            Name::Intel => "kvm-intel on a machine that Bochs emulates",
-        }
-    }
-}
-
-impl fmt::Display for Name {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.word())
-    }
-}
-
-impl FromStr for Name {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Name, String> {
-        let all = Name::ALL.map(Name::word).join(", ");
-        let found = Name::ALL.into_iter().find(|name| name.word() == text);
-        found.ok_or_else(|| format!("no emulated host is called `{text}`: there are {all}"))
-    }
-}
+use crate::session::{self, Ending, Patience, Session};
 
 /// What executes the machine's instructions, with what it takes.
 #[derive(Clone, Debug)]
@@ -152,10 +86,12 @@ pub struct Machine {
     pub jobs: usize,
     /// Whether two runs are to be equal: QEMU only, with one processor.
     pub deterministic: bool,
-    /// More options of QEMU.
-    pub devices: Vec<String>,
+    /// The devices that it has besides: QEMU only.
+    pub devices: Devices,
     /// More words for the kernel's command line.
     pub command_line: Vec<String>,
+    /// How long it may be silent.
+    pub patience: Patience,
 }
 
 /// Why a host did not do what it was to.
@@ -241,6 +177,7 @@ impl Machine {
             "random.trust_cpu=on".into(),
             format!("exitlab.processor={}", self.emulator.word()),
         ];
+        words.extend(self.devices.command_line().map(str::to_owned));
         words.extend(self.command_line.iter().cloned());
         words.join(" ")
     }
@@ -269,16 +206,8 @@ impl Machine {
         params: &Params,
         interactive: Option<&Path>,
     ) -> Result<Prepared, HostError> {
-        let boots = self.cache.join("boots");
-        let file = |what, path: &Path| {
-            let path = path.to_path_buf();
-            move |error| HostError::File { what, path, error }
-        };
-        fs::create_dir_all(&boots).map_err(file("make the directory", &boots))?;
-        let dir = tempfile::Builder::new()
-            .prefix(&format!("{}-", self.name))
-            .tempdir_in(&boots)
-            .map_err(file("make a directory in", &boots))?;
+        let dir = boots::directory(&self.cache, self.name)?;
+        let params = self.devices.params().and(params);
         let modules = self.modules.iter().filter(|m| m.elf.is_some());
         let modules = modules.map(|m| (m.name.clone(), params.of(&m.name))).collect();
         let job = serde_json::to_vec(&Job { modules, task })
@@ -307,7 +236,7 @@ impl Machine {
                 let kernel = self.vmlinux()?;
                 let name = self.kernel.image.display().to_string();
                 let flat = kernel::flat(&name, &kernel)?;
-                let initrd = fs::read(&self.image).map_err(file("read", &self.image))?;
+                let initrd = read(&self.image)?;
                 let kernel = KernelImage {
                     address: flat.address,
                     bytes: &flat.bytes,
@@ -344,8 +273,7 @@ impl Machine {
     }
 
     fn bzimage(&self) -> Result<Vec<u8>, HostError> {
-        let path = &self.kernel.image;
-        fs::read(path).map_err(|error| HostError::File { what: "read", path: path.clone(), error })
+        read(&self.kernel.image)
     }
 
     /// Boots it for `task`, and runs it to its end. What a boot that did not end well wrote stays in
@@ -364,8 +292,9 @@ impl Machine {
         let mut prepared = self.prepare(task, params, None)?;
         let (console, log) =
             (prepared.dir.path().join(bochs::CONSOLE), prepared.dir.path().join(bochs::LOG));
+        let command = &mut prepared.command;
         let mut session =
-            session::run(&mut prepared.command, &console, &log, cancel, &mut |envelope| {
+            session::run(command, &console, &log, self.patience, cancel, &mut |envelope| {
                 if let Message::Hello(hello) = &envelope.message
                     && hello.protocol != PROTOCOL
                 {
@@ -444,7 +373,7 @@ impl Machine {
             program.version.as_bytes(),
             self.command_line().as_bytes(),
             format!("{} {} {}", self.memory, self.cpus, self.deterministic).as_bytes(),
-            self.devices.join(" ").as_bytes(),
+            self.devices.to_string().as_bytes(),
             params.show().as_bytes(),
         ]);
         Ok(self.cache.join("facts").join(format!("{}-{key}.json", self.name)))
@@ -470,6 +399,10 @@ fn hash(parts: &[&[u8]]) -> String {
     hasher.finalize()[..16].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+fn read(path: &Path) -> Result<Vec<u8>, HostError> {
+    fs::read(path).map_err(|error| HostError::File { what: "read", path: path.into(), error })
+}
+
 /// Writes a file so that it is there whole or not at all.
 pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), HostError> {
     let write = || -> io::Result<()> {
@@ -486,15 +419,6 @@ pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), HostError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_host_is_found_by_its_word() {
-        for name in Name::ALL {
-            assert_eq!(name.word().parse(), Ok(name));
-        }
-        let error = "arm".parse::<Name>().unwrap_err();
-        assert!(error.contains("`arm`") && error.contains("amd, intel"), "{error}");
-    }
 
     #[test]
     fn parts_are_told_apart_and_files_are_whole() {

@@ -1,6 +1,7 @@
 //! Which cases go into which boot of an emulated host.
 //!
-//! A module's parameters are fixed when it is loaded, so cases that need other ones need another boot.
+//! A module's parameters are fixed when it is loaded, and devices when the machine starts, so cases that
+//! need other ones need another boot.
 //! Cases with equal needs share boots; when there are many, several machines run side by side, each
 //! with a part of them of about the same length.
 
@@ -8,7 +9,7 @@ use std::collections::BTreeMap;
 
 use testcases::case::Case;
 use testcases::facts_table::FactsTable;
-use testcases::need::{self, Need};
+use testcases::need::{self, HostNeed, Need};
 
 /// Module parameters: values by module (with `_`) and name.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -22,11 +23,26 @@ impl Params {
         words.map(|((_, name), value)| format!("{name}={value}")).collect::<Vec<_>>().join(" ")
     }
 
+    /// These and `others`, which outweigh them.
+    pub fn and(mut self, others: &Params) -> Params {
+        self.0.extend(others.0.clone());
+        self
+    }
+
     /// As a person writes them, `module.name=value` each; empty if there are none.
     pub fn show(&self) -> String {
         let words = self.0.iter().map(|((module, name), value)| format!("{module}.{name}={value}"));
         words.collect::<Vec<_>>().join(" ")
     }
+}
+
+/// What a boot must be like.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Wanted {
+    /// Whether the machine has a device for vfio-pci that the host has not by itself.
+    pub device: bool,
+    /// The parameters that its modules are loaded with.
+    pub params: Params,
 }
 
 /// The parameters that a case's boot must have: those given by the user, and those that it needs and
@@ -45,14 +61,21 @@ pub fn params(case: &Case, user: &Params, facts: &FactsTable) -> Params {
     params
 }
 
-/// Groups cases, by index, by the parameters their boots must have; the user's own come first.
-pub fn groups(cases: &[Case], user: &Params, facts: &FactsTable) -> Vec<(Params, Vec<usize>)> {
-    let mut groups: BTreeMap<Params, Vec<usize>> = BTreeMap::new();
+/// Whether a case needs a device for vfio-pci, and the host (as `facts` tell) has none.
+pub fn lacks_device(case: &Case, facts: &FactsTable) -> bool {
+    facts.vfio_device.is_err() && case.spec.needs.contains(&Need::Host(HostNeed::VfioDevice))
+}
+
+/// Groups cases, by index, by what their boots must be like; what the user wants comes first.
+pub fn groups(cases: &[Case], user: &Params, facts: &FactsTable) -> Vec<(Wanted, Vec<usize>)> {
+    let mut groups: BTreeMap<Wanted, Vec<usize>> = BTreeMap::new();
     for (index, case) in cases.iter().enumerate() {
-        groups.entry(params(case, user, facts)).or_default().push(index);
+        let device = lacks_device(case, facts);
+        let wanted = Wanted { device, params: params(case, user, facts) };
+        groups.entry(wanted).or_default().push(index);
     }
     let mut groups: Vec<_> = groups.into_iter().collect();
-    groups.sort_by_key(|(params, _)| params != user);
+    groups.sort_by_key(|(wanted, _)| wanted.device || wanted.params != *user);
     groups
 }
 
@@ -101,6 +124,7 @@ mod tests {
             cpus: 2,
             memory: 1 << 30,
             free_hugepages: BTreeMap::new(),
+            vfio_device: Err("no vfio-pci".into()),
         }
     }
 
@@ -120,7 +144,8 @@ mod tests {
         ];
         let groups = groups(&cases, &Params::default(), &facts());
         let npt = given(&[("kvm_amd", "npt", "N")]);
-        assert_eq!(groups, [(Params::default(), vec![0, 2, 4]), (npt.clone(), vec![1, 3])]);
+        let plain = |params: &Params| Wanted { device: false, params: params.clone() };
+        assert_eq!(groups, [(Wanted::default(), vec![0, 2, 4]), (plain(&npt), vec![1, 3])]);
         assert_eq!((npt.of("kvm-amd"), npt.of("kvm")), ("npt=N".to_string(), String::new()));
         assert_eq!(npt.show(), "kvm_amd.npt=N");
     }
@@ -130,8 +155,24 @@ mod tests {
         let user = given(&[("kvm_amd", "npt", "Y"), ("kvm", "x", "1")]);
         let cases = [case(&["module:kvm_amd.npt=N"]), case(&["module:kvm.ignore_msrs=Y"])];
         let groups = groups(&cases, &user, &facts());
-        assert_eq!(groups[0], (user.clone(), vec![0]));
-        assert_eq!(groups[1].0.of("kvm"), "ignore_msrs=Y x=1");
+        assert_eq!(groups[0], (Wanted { device: false, params: user.clone() }, vec![0]));
+        assert_eq!(groups[1].0.params.of("kvm"), "ignore_msrs=Y x=1");
+    }
+
+    #[test]
+    fn a_case_that_needs_a_device_has_a_boot_with_one_unless_the_host_has_it() {
+        let cases = [case(&["host:vfio-device"]), case(&[]), case(&["host:vfio-device"])];
+        let device = Wanted { device: true, params: Params::default() };
+        let groups_of = |facts: &FactsTable| groups(&cases, &Params::default(), facts);
+        assert_eq!(groups_of(&facts()), [(Wanted::default(), vec![1]), (device, vec![0, 2])]);
+        let facts = FactsTable { vfio_device: Ok("0000:01:00.0".into()), ..facts() };
+        assert_eq!(groups_of(&facts), [(Wanted::default(), vec![0, 1, 2])]);
+    }
+
+    #[test]
+    fn parameters_outweigh_those_before_them() {
+        let (old, new) = (given(&[("a", "x", "1"), ("a", "y", "1")]), given(&[("a", "x", "2")]));
+        assert_eq!(old.and(&new).of("a"), "x=2 y=1");
     }
 
     proptest! {

@@ -7,6 +7,7 @@ use std::process::Command;
 
 use thiserror::Error;
 
+use crate::device::Devices;
 use crate::pieces::Program;
 
 /// What boots.
@@ -28,8 +29,8 @@ pub struct Boot<'a> {
     pub cpus: u16,
     /// Whether time is counted in instructions, so that two runs are equal; with one processor only.
     pub deterministic: bool,
-    /// Devices that the machine has besides; as options of QEMU.
-    pub devices: &'a [String],
+    /// The devices that the machine has besides.
+    pub devices: &'a Devices,
     /// Whether the first serial port is this process's standard input and output, and the debug
     /// console a file, instead of the debug console being the standard output.
     pub interactive: bool,
@@ -62,7 +63,7 @@ pub fn command(qemu: &Program, boot: &Boot<'_>) -> Result<Command, QemuError> {
         let mut file = File::options().append(true).open(&initrd)?;
         io::Write::write_all(&mut file, boot.job)
     };
-    join().map_err(|error| QemuError { path: initrd.clone(), error })?;
+    join().map_err(cannot_write(&initrd))?;
     let mut command = qemu.command();
     for dir in &qemu.data {
         command.arg("-L").arg(dir);
@@ -79,7 +80,7 @@ pub fn command(qemu: &Program, boot: &Boot<'_>) -> Result<Command, QemuError> {
     }
     command.arg("-kernel").arg(boot.kernel).arg("-initrd").arg(&initrd);
     command.args(["-append", boot.command_line]);
-    command.args(boot.devices);
+    command.args(boot.devices.options(boot.dir).map_err(cannot_write(boot.dir))?);
     if boot.interactive {
         command.args(["-chardev", "stdio,id=console,signal=off"]);
         command.arg("-chardev").arg(file("results", &boot.dir.join("results")));
@@ -92,9 +93,19 @@ pub fn command(qemu: &Program, boot: &Boot<'_>) -> Result<Command, QemuError> {
     Ok(command)
 }
 
-/// A character device that is a file; in QEMU's options a comma is written twice.
-fn file(id: &str, path: &Path) -> String {
-    format!("file,id={id},path={}", path.display().to_string().replace(',', ",,"))
+fn cannot_write(path: &Path) -> impl FnOnce(io::Error) -> QemuError + use<> {
+    let path = path.to_owned();
+    move |error| QemuError { path, error }
+}
+
+/// A character device that is a file.
+fn file(id: &str, at: &Path) -> String {
+    format!("file,id={id},path={}", path(at))
+}
+
+/// A path within an option, where a comma is written twice.
+pub(crate) fn path(path: &Path) -> String {
+    path.display().to_string().replace(',', ",,")
 }
 
 #[cfg(test)]
@@ -112,6 +123,8 @@ mod tests {
         }
     }
 
+    static NONE: Devices = Devices::NONE;
+
     fn boot(dir: &Path) -> Boot<'_> {
         Boot {
             dir,
@@ -122,7 +135,7 @@ mod tests {
             memory: 512,
             cpus: 2,
             deterministic: false,
-            devices: &[],
+            devices: &NONE,
             interactive: false,
         }
     }

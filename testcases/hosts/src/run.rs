@@ -17,7 +17,7 @@ use testcases::verdict::{Outcome, Verdict};
 use testcases::wire::Message;
 
 use crate::machine::{HostError, Machine, write_whole};
-use crate::plan::{self, Params};
+use crate::plan::{self, Params, Wanted};
 use crate::session::{Ending, Session};
 
 /// What a case is taken to last if it never ran: a case that says it is slow, and another one.
@@ -30,6 +30,9 @@ const LEAST: Duration = Duration::from_secs(20);
 pub struct Setup<'a> {
     /// The user's module parameters.
     pub params: &'a Params,
+    /// The host with a device for vfio-pci, for cases that need one where it has none by itself; or
+    /// why it cannot be had.
+    pub with_device: Result<&'a Machine, String>,
     /// How many machines run side by side; 1 at least.
     pub machines: usize,
     /// Makes results of reports.
@@ -42,7 +45,8 @@ pub struct Setup<'a> {
 
 /// A boot that is to be.
 #[derive(Clone, Debug)]
-struct Boot {
+struct Boot<'a> {
+    machine: &'a Machine,
     params: Params,
     /// The cases, by index.
     cases: Vec<usize>,
@@ -51,15 +55,15 @@ struct Boot {
 }
 
 /// What happens in a boot, told to the thread that collects.
-enum Event {
+enum Event<'a> {
     Started(usize),
     Ended(usize, Box<CaseReport>),
-    Over(Box<Left>),
+    Over(Box<Left<'a>>),
 }
 
 /// What a boot left over.
-struct Left {
-    boot: Boot,
+struct Left<'a> {
+    boot: Boot<'a>,
     /// Cases that were running when it ended.
     running: Vec<usize>,
     /// Cases that were not started.
@@ -81,15 +85,11 @@ pub fn run(
     if let Err(error) = &ended
         && !matches!(error, HostError::Cancelled(_))
     {
-        let (mut lines, mut story) = (error.to_string(), String::new());
-        if let Some((first, rest)) = lines.split_once('\n') {
-            (lines, story) = (first.to_string(), rest.to_string());
-        }
-        for (index, result) in results.iter_mut().enumerate().filter(|(_, r)| r.is_none()) {
-            let report = broken(&lines, std::mem::take(&mut story));
+        let owed = (0..cases.len()).filter(|&index| results[index].is_none());
+        for (index, report) in unbootable(error, owed.collect()) {
             let made = setup.collector.collect(&cases[index], report);
             watch.ended(&made);
-            *result = Some(made);
+            results[index] = Some(made);
         }
     }
     let not_run = cases.iter().zip(&results).filter(|(_, result)| result.is_none());
@@ -113,10 +113,24 @@ fn run_into(
     let mut durations = Durations::read(machine);
     let mut boots = VecDeque::new();
     let mut stop_now = false;
-    for (params, group) in plan::groups(cases, setup.params, &facts) {
-        let facts = machine.facts(&params, &[setup.cancel])?;
+    for (Wanted { device, params }, group) in plan::groups(cases, setup.params, &facts) {
+        let (machine, lacks) = match (device, &setup.with_device) {
+            (false, _) => (machine, None),
+            (true, Ok(machine)) => (*machine, None),
+            (true, Err(why)) => (machine, Some(why)),
+        };
         let chosen: Vec<Case> = group.iter().map(|&index| cases[index].clone()).collect();
-        let (runnable, others) = runner::sort_out(&chosen, &facts);
+        let (runnable, others) = match machine.facts(&params, &[setup.cancel]) {
+            Ok(mut facts) => {
+                if let Some(why) = lacks {
+                    facts.vfio_device = Err(why.clone());
+                }
+                runner::sort_out(&chosen, &facts)
+            }
+            Err(error @ HostError::Cancelled(_)) => return Err(error),
+            // That it does not come up with these parameters says nothing of other ones.
+            Err(error) => (vec![], unbootable(&error, (0..chosen.len()).collect())),
+        };
         for (at, report) in others {
             let result = setup.collector.collect(&cases[group[at]], report);
             watch.ended(&result);
@@ -128,7 +142,7 @@ fn run_into(
         for part in plan::divide(&weights, setup.machines, least) {
             let cases = part.iter().map(|&i| group[runnable[i]]).collect::<Vec<_>>();
             if !cases.is_empty() {
-                boots.push_back(Boot { params: params.clone(), cases, again: false });
+                boots.push_back(Boot { machine, params: params.clone(), cases, again: false });
             }
         }
     }
@@ -143,7 +157,7 @@ fn run_into(
                 going += 1;
                 let (sender, stop) = (sender.clone(), &stop);
                 scope.spawn(move || {
-                    let left = run_boot(machine, cases, boot, &[setup.cancel, stop], &sender);
+                    let left = run_boot(cases, boot, &[setup.cancel, stop], &sender);
                     // The receiver outlives every sender.
                     let _ = sender.send(Event::Over(Box::new(left)));
                 });
@@ -166,7 +180,7 @@ fn run_into(
                 Ok(Event::Ended(index, report)) => collect(index, *report),
                 Ok(Event::Over(left)) => {
                     going -= 1;
-                    match settle(machine, *left) {
+                    match settle(*left) {
                         Err(error) => {
                             stop.store(true, Ordering::Relaxed);
                             broken.get_or_insert(error);
@@ -184,7 +198,18 @@ fn run_into(
             None => Ok(()),
         }
     })?;
-    durations.keep()
+    // Without them the next run divides its boots less well, and nothing else.
+    let _ = durations.keep();
+    Ok(())
+}
+
+/// The reports of cases, by number, whose host could not be booted: its console is told once.
+fn unbootable(error: &HostError, cases: Vec<usize>) -> Vec<(usize, CaseReport)> {
+    let text = error.to_string();
+    let (reason, story) = text.split_once('\n').unwrap_or((&text, ""));
+    let mut story = story.to_string();
+    let report = |index| (index, broken(reason, std::mem::take(&mut story)));
+    cases.into_iter().map(report).collect()
 }
 
 /// What is to be reported of a case that its host did not let run, with the host's console or none.
@@ -196,20 +221,19 @@ fn broken(reason: &str, story: String) -> CaseReport {
     }
 }
 
-/// Boots the machine with some of the cases, and tells what comes of them.
-fn run_boot(
-    machine: &Machine,
+/// Boots a machine with some of the cases, and tells what comes of them.
+fn run_boot<'a>(
     cases: &[Case],
-    boot: Boot,
+    boot: Boot<'a>,
     cancel: &[&AtomicBool],
-    sender: &Sender<Event>,
-) -> Left {
+    sender: &Sender<Event<'a>>,
+) -> Left<'a> {
     // The index that the machine knows a case by, and ours.
     let named = boot.cases.iter().map(|&index| (index as u32, cases[index].id.to_string()));
-    let task = Task::Cases { cases: named.collect(), jobs: machine.jobs };
+    let task = Task::Cases { cases: named.collect(), jobs: boot.machine.jobs };
     let mut waiting = boot.cases.clone();
     let mut running: Vec<usize> = Vec::new();
-    let end = machine.boot(task, &boot.params, cancel, &mut |envelope| {
+    let end = boot.machine.boot(task, &boot.params, cancel, &mut |envelope| {
         // The receiver outlives every sender.
         match envelope.message {
             Message::Started { index } => {
@@ -238,9 +262,9 @@ fn run_boot(
 
 /// What becomes of the cases that a boot left over: an error for those that were running, a second
 /// boot for the others; but only one.
-type Settled = (Vec<(usize, CaseReport)>, Option<Boot>);
+type Settled<'a> = (Vec<(usize, CaseReport)>, Option<Boot<'a>>);
 
-fn settle(machine: &Machine, left: Left) -> Result<Settled, HostError> {
+fn settle(left: Left<'_>) -> Result<Settled<'_>, HostError> {
     let Left { boot, running, waiting, end } = left;
     let (ending, session) = end?;
     if ending == Ending::Cancelled || running.is_empty() && waiting.is_empty() {
@@ -253,7 +277,7 @@ fn settle(machine: &Machine, left: Left) -> Result<Settled, HostError> {
     // The story of one host is told once.
     let mut story = session.story.join("\n");
     let mut error = |when: &str| {
-        broken(&format!("{when} host {} {what}", machine.name), std::mem::take(&mut story))
+        broken(&format!("{when} host {} {what}", boot.machine.name), std::mem::take(&mut story))
     };
     let mut reports: Vec<_> =
         running.iter().map(|&index| (index, error("while the case ran,"))).collect();

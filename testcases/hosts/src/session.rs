@@ -18,19 +18,12 @@ use testcases::bounded::{Bounded, excerpt};
 use testcases::process::{self, Ended, Stream};
 use testcases::wire::{Decoder, Envelope, Message};
 
-/// How long a host may take until its agent reports for the first time. An ordinary machine takes 2 to
-/// 10 s; this is for one that is very busy, or very slow.
-pub const BOOT_LIMIT: Duration = Duration::from_secs(240);
-
-/// A host that told that it is done is killed after this time if it has not ended by itself.
-const LEAVE: Duration = Duration::from_secs(10);
-
 /// The longest that any session may take.
 const LIMIT: Duration = Duration::from_secs(4 * 3600);
 
-/// How much longer than the time between two signs of life the silence may be before the host counts
-/// as hung, and how long it may be at least.
-const SILENCE: (u32, Duration) = (30, Duration::from_secs(30));
+/// How many times the time between two signs of life the silence may last before the host counts as
+/// hung.
+const SILENCE: u32 = 30;
 
 /// How often the watchdog looks.
 const TICK: Duration = Duration::from_millis(20);
@@ -43,6 +36,28 @@ const MAX_TROUBLES: usize = 20;
 
 /// The last lines of the console that are shown.
 const CONSOLE_SHOWN: usize = 25;
+
+/// How long a host may be silent, by this machine's clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// Until its agent reports for the first time.
+    pub boot: Duration,
+    /// After that, at least: a host that is slow has more.
+    pub silence: Duration,
+    /// Once it told that it is done, until it ends by itself; then it is killed.
+    pub leave: Duration,
+}
+
+impl Default for Patience {
+    /// An ordinary machine boots in 2 to 10 s; this is also for one that is very busy, or very slow.
+    fn default() -> Patience {
+        Patience {
+            boot: Duration::from_secs(240),
+            silence: Duration::from_secs(30),
+            leave: Duration::from_secs(10),
+        }
+    }
+}
 
 /// How a session ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,6 +104,7 @@ pub struct Session {
 
 /// What the watchdog knows.
 struct Heard {
+    patience: Patience,
     /// When, and the host's clock then in ns.
     first: Option<(Instant, u64)>,
     last: Instant,
@@ -100,15 +116,15 @@ struct Heard {
 
 impl Heard {
     /// How long the host may be silent.
-    fn patience(&self) -> Duration {
-        let Some((first, first_at)) = self.first else { return BOOT_LIMIT };
+    fn allowed(&self) -> Duration {
+        let Some((first, first_at)) = self.first else { return self.patience.boot };
         let host = Duration::from_nanos(self.last_at.saturating_sub(first_at));
         if host < testcases::wire::ALIVE {
-            return BOOT_LIMIT;
+            return self.patience.boot;
         }
         let ratio = (self.last - first).as_secs_f64() / host.as_secs_f64();
         let between = testcases::wire::ALIVE.mul_f64(ratio.clamp(0.001, 1000.0));
-        (between * SILENCE.0).max(SILENCE.1)
+        (between * SILENCE).max(self.patience.silence)
     }
 
     /// Why the session is to be stopped now.
@@ -120,32 +136,34 @@ impl Heard {
             return Some(Ending::Hung(why.clone()));
         }
         match self.bye {
-            Some((at, status)) => (now - at > LEAVE).then_some(Ending::Done(status)),
+            Some((at, status)) => (now - at > self.patience.leave).then_some(Ending::Done(status)),
             None => {
-                let (silent, patience) = (now - self.last, self.patience());
+                let (silent, allowed) = (now - self.last, self.allowed());
                 let what = match self.first {
                     None => "it did not finish booting",
                     Some(_) => "it hangs: its agent gave no sign of life",
                 };
-                (silent > patience)
-                    .then(|| Ending::Hung(format!("{what} within {} s", patience.as_secs())))
+                (silent > allowed)
+                    .then(|| Ending::Hung(format!("{what} within {} s", allowed.as_secs())))
             }
         }
     }
 }
 
 /// Runs a machine to its end. `each` gets the messages as they come; if it breaks, the machine is
-/// stopped for that reason, as it is when one of `cancel` becomes true. `console` and `log` are files that the machine writes; their ends become
-/// part of the story if the machine did not end as it should.
+/// stopped for that reason, as it is when one of `cancel` becomes true. `console` and `log` are files
+/// that the machine writes; their ends become part of the story.
 pub fn run(
     command: &mut Command,
     console: &Path,
     log: &Path,
+    patience: Patience,
     cancel: &[&AtomicBool],
     each: &mut dyn FnMut(Envelope) -> ControlFlow<String>,
 ) -> Session {
     let start = Instant::now();
     let heard = Mutex::new(Heard {
+        patience,
         first: None,
         last: start,
         last_at: 0,
@@ -213,7 +231,8 @@ pub fn run(
         )),
     };
     let mut story = Vec::new();
-    if !matches!(ending, Ending::Done(0) | Ending::Cancelled) {
+    // A host that said that all is done may still owe cases.
+    if ending != Ending::Cancelled {
         let file = |path: &Path| fs::read(path).unwrap_or_default();
         add(&mut story, "its agent says", troubles.join("\n").as_bytes());
         add(&mut story, "the end of its console", &file(console));

@@ -29,7 +29,7 @@ pub fn write(runs: &Runs) -> Result<String, quick_junit::SerializeError> {
         };
         for result in &host.run.results {
             let mut case = case(result);
-            case.set_classname(format!("{}.{}", host.info.name, result.case.spec.payload));
+            case.set_classname(format!("{}.{}", host.info.name, result.case.spec.subject));
             add(&result.case.id, case);
         }
         for id in &host.run.not_run {

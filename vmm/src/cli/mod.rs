@@ -1,5 +1,6 @@
 //! The command line.
 
+mod host_test;
 mod replay;
 mod run;
 
@@ -24,6 +25,8 @@ enum Command {
     Run(Box<run::Run>),
     /// Run a recorded or written script of exits against the board, without KVM.
     Replay(replay::Replay),
+    /// Test what a VMM takes from this machine, without a guest.
+    HostTest(host_test::HostTest),
 }
 
 /// Does what the command line says; gives the exit status.
@@ -31,6 +34,7 @@ pub fn main() -> u8 {
     match Cli::try_parse() {
         Ok(Cli { command: Command::Run(run) }) => run.main(),
         Ok(Cli { command: Command::Replay(replay) }) => replay.main(),
+        Ok(Cli { command: Command::HostTest(test) }) => test.main(),
         Err(e) => {
             // Nothing is left to be done if the message itself cannot be printed.
             let _ = e.print();

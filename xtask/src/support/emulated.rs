@@ -3,13 +3,16 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
+use hosts::device::Devices;
 use hosts::fetch::{FetchError, Fetcher, Flavour, Own};
 use hosts::image::{self, Contents};
-use hosts::machine::{Emulator, Machine, Name};
+use hosts::machine::{Emulator, Machine};
 use hosts::modules::{self, Modules};
+use hosts::name::Name;
 use hosts::pieces::Kernel;
 use hosts::plan::Params;
 use hosts::programs;
+use hosts::session::Patience;
 use testcases::load::Catalog;
 
 use super::fetching::Bar;
@@ -55,15 +58,23 @@ pub fn machine(name: Name, shop: &Workshop<'_>) -> Result<(Machine, Params), Fai
             "--deterministic is for host amd: host {name} cannot count its time in instructions"
         )));
     }
+    let devices = devices(shop.make)?;
+    if !devices.is_empty() && name != Name::Amd {
+        return Err(Failure::input(format!(
+            "--device {devices} is for host amd: Bochs, which emulates host {name}, has no such devices"
+        )));
+    }
     let make = shop.make;
     let cache = shop.root.join(CACHE);
     let bad = |e: &dyn std::error::Error| Failure::bad(format!("host {name}: {e}"));
     let mut bar = Bar::default();
     let mut fetcher = fetcher(shop.root, make, shop.cancel, &mut bar);
-    let pieces = pieces(name, &mut fetcher).map_err(|e| bad(&e))?;
+    let pieces = pieces(name, &devices, &mut fetcher).map_err(|e| bad(&e))?;
     let Pieces { emulator, kernel, busybox } = pieces;
     let modules = Modules::open(&kernel).map_err(|e| bad(&e))?;
-    let modules = modules.closure(&["kvm", name.module()]).map_err(|e| bad(&e))?;
+    let mut wanted = vec!["kvm", name.module()];
+    wanted.extend(devices.modules());
+    let modules = modules.closure(&wanted).map_err(|e| bad(&e))?;
     let mut params = name.params();
     for text in &make.kvm_param {
         let (parameter, value) = modules::assign(&modules, text)
@@ -97,8 +108,9 @@ pub fn machine(name: Name, shop: &Workshop<'_>) -> Result<(Machine, Params), Fai
         cpus: cpus.min(here.max(1) as u16),
         jobs,
         deterministic: make.deterministic,
-        devices: Vec::new(),
+        devices,
         command_line: make.host_cmdline.iter().cloned().collect(),
+        patience: Patience::default(),
     };
     Ok((machine, params))
 }
@@ -107,7 +119,14 @@ pub fn machine(name: Name, shop: &Workshop<'_>) -> Result<(Machine, Params), Fai
 pub fn missing(name: Name, make: &flags::Make) -> Option<String> {
     let (mut bar, cancel) = (Bar::default(), AtomicBool::new(false));
     let mut fetcher = fetcher(&root(), make, &cancel, &mut bar).offline();
-    pieces(name, &mut fetcher).err().map(|e| e.to_string())
+    // Names that are wrong are told when the host is made.
+    let devices = devices(make).unwrap_or_default();
+    pieces(name, &devices, &mut fetcher).err().map(|e| e.to_string())
+}
+
+/// The devices that the user asks for.
+fn devices(make: &flags::Make) -> Result<Devices, Failure> {
+    Devices::new(&make.device).map_err(|e| Failure::input(format!("--device: {e}")))
 }
 
 fn fetcher<'a>(
@@ -129,7 +148,9 @@ struct Pieces {
     busybox: PathBuf,
 }
 
-fn pieces(name: Name, fetcher: &mut Fetcher<'_>) -> Result<Pieces, FetchError> {
+fn pieces(name: Name, devices: &Devices, fetcher: &mut Fetcher<'_>) -> Result<Pieces, FetchError> {
+    // The kernel for virtual machines has no drivers for what other machines have.
+    let flavour = if devices.is_empty() { Flavour::Cloud } else { Flavour::Full };
     let emulator = match name {
         Name::Amd => Emulator::Qemu(fetcher.qemu()?),
         Name::Intel => {
@@ -137,7 +158,7 @@ fn pieces(name: Name, fetcher: &mut Fetcher<'_>) -> Result<Pieces, FetchError> {
             Emulator::Bochs(bochs, firmware)
         }
     };
-    Ok(Pieces { emulator, kernel: fetcher.kernel(Flavour::Cloud)?, busybox: fetcher.busybox()? })
+    Ok(Pieces { emulator, kernel: fetcher.kernel(flavour)?, busybox: fetcher.busybox()? })
 }
 
 /// How many machines run side by side: QEMU uses a processor for each of its own, Bochs only one.

@@ -4,8 +4,9 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime};
 
-use hosts::machine::{HostError, Machine, Name};
-use hosts::plan::Params;
+use hosts::machine::{HostError, Machine};
+use hosts::name::Name;
+use hosts::plan::{self, Params};
 use hosts::run;
 use testcases::case::Case;
 use testcases::facts::HostFacts;
@@ -21,6 +22,9 @@ use super::out::complain;
 use super::{Failure, cargo};
 use crate::flags;
 
+/// The device that a host gets for cases that need one for vfio-pci.
+const DEVICE: &str = "e1000e:vfio";
+
 /// What the hosts of a run have in common.
 pub struct Common<'a> {
     /// The workspace.
@@ -33,12 +37,23 @@ pub struct Common<'a> {
     pub require: Require,
     /// What emulated hosts are made of.
     pub make: &'a flags::Make,
+    /// The cases that will be run.
+    pub cases: &'a [Case],
     /// How many vCPUs run side by side, if the user says.
     pub jobs: Option<usize>,
     /// Whether the first fail or error stops a run.
     pub fail_fast: bool,
     /// Becomes true when the run is to stop at once.
     pub cancel: &'a AtomicBool,
+}
+
+/// An emulated host.
+struct Emulated<'a> {
+    machine: Machine,
+    params: Params,
+    /// The same with a device for vfio-pci, if a case needs that; or why it cannot be had.
+    with_device: Result<Machine, String>,
+    cancel: &'a AtomicBool,
 }
 
 /// A host with all that it takes to run cases there: nothing is built or fetched any more.
@@ -53,7 +68,7 @@ pub struct Ready<'a> {
 
 enum Kind<'a> {
     Own(Setup<'a>),
-    Emulated { machine: Box<Machine>, params: Params, cancel: &'a AtomicBool },
+    Emulated(Box<Emulated<'a>>),
 }
 
 impl<'a> Ready<'a> {
@@ -86,9 +101,11 @@ impl<'a> Ready<'a> {
     pub fn run(self, cases: &[Case], watch: &mut dyn Watch) -> HostRun {
         let run = match &self.kind {
             Kind::Own(setup) => runner::run(cases, setup, &self.collector, self.fail_fast, watch),
-            Kind::Emulated { machine, params, cancel } => {
+            Kind::Emulated(host) => {
+                let Emulated { machine, params, with_device, cancel } = &**host;
                 let setup = run::Setup {
                     params,
+                    with_device: with_device.as_ref().map_err(String::clone),
                     machines: emulated::side_by_side(machine),
                     collector: &self.collector,
                     fail_fast: self.fail_fast,
@@ -148,10 +165,12 @@ fn emulated<'a>(
     common: &Common<'a>,
 ) -> Result<(Place, HostInfo, Kind<'a>), Failure> {
     let Common { root, catalog, make, cancel, .. } = *common;
-    let (mut machine, params) = emulated::machine(name, &Workshop { root, catalog, make, cancel })?;
-    if let Some(jobs) = common.jobs {
-        machine.jobs = jobs;
-    }
+    let made = |make| {
+        let (machine, params) = emulated::machine(name, &Workshop { root, catalog, make, cancel })?;
+        let jobs = common.jobs.unwrap_or(machine.jobs);
+        Ok((Machine { jobs, ..machine }, params))
+    };
+    let (machine, params) = made(make)?;
     let program = machine.emulator.program();
     let emulator = format!("{} {} ({})", machine.emulator.name(), program.version, program.origin);
     let place = Place {
@@ -162,7 +181,23 @@ fn emulated<'a>(
     };
     let facts = machine.facts(&params, &[cancel]).map_err(failure)?;
     let info = HostInfo::new(&place, &facts);
-    Ok((place, info, Kind::Emulated { machine: Box::new(machine), params, cancel }))
+    let with_device = if !common.cases.iter().any(|case| plan::lacks_device(case, &facts)) {
+        Err("no case needs one".to_string())
+    } else if name != Name::Amd {
+        Err(format!("host {name} has no IOMMU; host amd has one: --host amd"))
+    } else if !machine.devices.is_empty() {
+        // What the user chose is not overruled.
+        let devices = &machine.devices;
+        Err(format!(
+            "--device {devices} has none for vfio-pci; add {DEVICE}, or leave --device out"
+        ))
+    } else {
+        let device = vec![DEVICE.to_string()];
+        let made = made(&flags::Make { device, ..make.clone() });
+        made.map(|(machine, _)| machine).map_err(|e: Failure| e.message)
+    };
+    let host = Emulated { machine, params, with_device, cancel };
+    Ok((place, info, Kind::Emulated(Box::new(host))))
 }
 
 /// The flags that make such a host again.
@@ -173,6 +208,9 @@ fn again(make: &flags::Make) -> Vec<String> {
     }
     if let Some(line) = &make.host_cmdline {
         words.extend(["--host-cmdline".to_string(), line.clone()]);
+    }
+    for device in &make.device {
+        words.extend(["--device".to_string(), device.clone()]);
     }
     if make.deterministic {
         words.push("--deterministic".into());

@@ -16,12 +16,18 @@ const fn entry(vector: u8) -> u64 {
 
 /// Checks a trap that came on the way of another exception: by Intel's manual its error code has
 /// EXT then (SDM volume 3, 7.13); by AMD's, EXT is for events from outside (APM volume 2, 8.4.1).
-fn check_second(result: Result<(), Trap>, vector: u8, code: u64, what: core::fmt::Arguments) {
+fn check_second(
+    result: Result<(), Trap>,
+    vector: u8,
+    code: u64,
+    what: core::fmt::Arguments,
+) -> Trap {
     let trap = payload_rt::check_err!(result, "{what}");
     let intel = &cpuid::signature(0) == b"GenuineIntel";
     let seen = if intel { trap.error_code } else { trap.error_code & !1 };
     let fits = trap.vector == vector && seen == code | u64::from(intel);
     check!(fits, "{what}: {trap}, must be vector {vector} with error {code:#x}, and EXT on Intel");
+    trap
 }
 
 /// What a handler of #UD saw: the end of its frame on the stack, RSP it interrupted, SS inside.
@@ -119,15 +125,16 @@ test!(
             ("a TSS", &|gate| kind(gate, 0x9), GP, entry(UD)),
             ("a 16-bit gate", &|gate| kind(gate, 0x6), GP, entry(UD)),
             ("a code segment", &|gate| kind(gate, 0x1b), GP, entry(UD)),
-            ("a null selector", &|gate| select(gate, 0), GP, 1),
-            ("a data segment", &|gate| select(gate, data), GP, u64::from(data) | 1),
+            ("a null selector", &|gate| select(gate, 0), GP, 0),
+            ("a data segment", &|gate| select(gate, data), GP, u64::from(data)),
             ("a selector beyond", &|gate| select(gate, beyond), GP, u64::from(beyond)),
             ("an absent segment", &|gate| select(gate, absent), NP, u64::from(absent)),
             ("a 32-bit segment", &|gate| select(gate, code32), GP, u64::from(code32)),
         ];
         for (what, change, vector, code) in cases {
             raw_gate(UD, change);
-            let trap = check_trap!(insn!("ud2"), vector, code, "#UD through a gate with {what}");
+            let told = format_args!("#UD through a gate with {what}");
+            let trap = check_second(insn!("ud2"), vector, code, told);
             put_back(UD);
             check!(trap.rflags & reg::FLAG_RF != 0, "no RF in {:#x}, {what}", trap.rflags);
             check_trap!(insn!("ud2"), UD, 0, "#UD through its own gate again");
