@@ -85,6 +85,7 @@ pub mod reg;
 pub mod report;
 pub mod serial;
 pub mod smp;
+pub mod svm;
 pub mod sync;
 pub mod test;
 pub mod testdev;

@@ -141,8 +141,13 @@ pub fn walk(address: u64) -> Entry {
 
 /// The entry for `address` at `level`, or the one above where the way down ends.
 pub fn entry(address: u64, level: u32) -> Entry {
-    let mut table = reg::cr3() & ADDRESS;
-    let mut now = top_level();
+    entry_below(reg::cr3() & ADDRESS, top_level(), address, level)
+}
+
+/// As [`entry`], in the tables at `root` that have `top` levels.
+pub(crate) fn entry_below(root: u64, top: u32, address: u64, level: u32) -> Entry {
+    let mut table = root;
+    let mut now = top;
     loop {
         let at = table + 8 * slot(address, now);
         let found = Entry { level: now, at, value: cell(at).load(SeqCst) };
@@ -179,7 +184,7 @@ pub fn reach(address: u64, level: u32) -> Entry {
 }
 
 /// Fills `table` with the next smaller pages of a leaf.
-fn split(leaf: &Entry, table: u64) {
+pub(crate) fn split(leaf: &Entry, table: u64) {
     const PAT_LARGE: u64 = 1 << 12;
     let below = leaf.level - 1;
     let mut flags = leaf.value & !ADDRESS;
