@@ -62,6 +62,8 @@ fields! {
     LBR_ENABLE = 0x0b8, 8;
     CLEAN = 0x0c0, 4;
     NRIP = 0x0c8, 8;
+    FETCHED = 0x0d0, 8;
+    FETCHED_MORE = 0x0d8, 8;
 }
 
 // Table B-2, what VMRUN loads and #VMEXIT stores.

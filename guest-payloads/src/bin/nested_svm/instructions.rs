@@ -26,6 +26,8 @@ const VOLATILE: &[Field] = &[
     vmcb::EXITINFO2,
     vmcb::EXITINTINFO,
     vmcb::NRIP,
+    vmcb::FETCHED,
+    vmcb::FETCHED_MORE,
     vmcb::INTERRUPT_SHADOW,
     vmcb::V_INTR,
 ];

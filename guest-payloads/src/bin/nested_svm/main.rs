@@ -7,6 +7,7 @@
 mod enable;
 mod events;
 mod exceptions;
+mod features;
 mod instructions;
 mod interrupts;
 mod invalid;
