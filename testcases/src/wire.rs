@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bounded::Bounded;
 use crate::facts_table::FactsTable;
+use crate::job::REFERENCE;
 use crate::process::Stream;
 use crate::runner::CaseReport;
 
@@ -45,7 +46,7 @@ const AROUND: usize = HEADER + 1;
 const KEEP: (usize, usize) = (16 << 10, 16 << 10);
 
 /// A message, and when it was sent.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Envelope {
     /// The sender's `CLOCK_MONOTONIC`, in nanoseconds.
     pub at: u64,
@@ -54,7 +55,7 @@ pub struct Envelope {
 }
 
 /// What an agent reports. `Hello` comes first and `Bye` last; `Facts` come before any case.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Message {
     /// The agent has been started.
     Hello(Hello),
@@ -107,12 +108,17 @@ pub struct Hello {
 }
 
 /// How fast guests run on a host.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Speed {
     /// What the least guest took from the start of `vmm` to its end, by the host's clock.
     pub least: Duration,
+}
+
+impl Speed {
     /// How many times slower than an ordinary machine that is; 1 at least.
-    pub slowness: f64,
+    pub fn slowness(&self) -> f64 {
+        (self.least.as_secs_f64() / REFERENCE.as_secs_f64()).max(1.0)
+    }
 }
 
 /// Why there is no frame for a message.

@@ -11,7 +11,6 @@ use std::time::Duration;
 use rustix::process::{ioctl_tiocsctty, setsid};
 use testcases::case::{Case, CaseId};
 use testcases::facts_table::FactsTable;
-use testcases::job::REFERENCE;
 use testcases::load::{self, Catalog, SELFTEST};
 use testcases::process::{self, Ended};
 use testcases::runner::{GRACE, Setup, Step, run_each};
@@ -61,7 +60,7 @@ pub fn cases(
         cancel: &cancel,
     };
     if let Some(speed) = speed(&setup, reporter)? {
-        setup.slowness = speed.slowness;
+        setup.slowness = speed.slowness();
         reporter.send(Message::Speed(speed));
     }
     run_each(&cases, &setup, &mut |step| {
@@ -95,8 +94,7 @@ fn speed(setup: &Setup<'_>, reporter: &Reporter) -> Result<Option<Speed>, String
         reporter.send(Message::Trouble(why));
         return Ok(None);
     }
-    let slowness = least.duration.as_secs_f64() / REFERENCE.as_secs_f64();
-    Ok(Some(Speed { least: least.duration, slowness: slowness.max(1.0) }))
+    Ok(Some(Speed { least: least.duration }))
 }
 
 /// Runs a command, and reports what it writes.

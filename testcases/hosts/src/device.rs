@@ -41,6 +41,9 @@ pub struct Device {
     command_line: &'static [&'static str],
     /// `VENDOR:DEVICE` if it is a PCI device that can be assigned.
     pci: Option<&'static str>,
+    /// Words for the kernel's command line that keep a driver away from it that is built in and would
+    /// take it before vfio-pci can.
+    keep_off: &'static [&'static str],
 }
 
 /// The devices that there are; QEMU makes them in this order, and an IOMMU comes before what it
@@ -57,6 +60,7 @@ pub static KNOWN: [Device; 5] = [
         modules: &[],
         command_line: &["intel_iommu=on"],
         pci: None,
+        keep_off: &[],
     },
     Device {
         name: "edu",
@@ -65,6 +69,7 @@ pub static KNOWN: [Device; 5] = [
         modules: &[],
         command_line: &[],
         pci: Some("1234:11e8"),
+        keep_off: &[],
     },
     Device {
         name: "e1000e",
@@ -80,6 +85,7 @@ pub static KNOWN: [Device; 5] = [
         modules: &["e1000e"],
         command_line: &[],
         pci: Some("8086:10d3"),
+        keep_off: &[],
     },
     Device {
         name: "virtio-net",
@@ -93,6 +99,7 @@ pub static KNOWN: [Device; 5] = [
         modules: &["virtio_pci", "virtio_net"],
         command_line: &[],
         pci: Some("1af4:1041"),
+        keep_off: &["initcall_blacklist=virtio_pci_driver_init"],
     },
     Device {
         name: "usb-stick",
@@ -106,6 +113,7 @@ pub static KNOWN: [Device; 5] = [
         modules: &["xhci_pci", "usb_storage", "sd_mod"],
         command_line: &[],
         pci: None,
+        keep_off: &[],
     },
 ];
 
@@ -214,7 +222,11 @@ impl Devices {
 
     /// More words for the kernel's command line.
     pub fn command_line(&self) -> impl Iterator<Item = &'static str> {
-        self.0.iter().flat_map(|chosen| chosen.device.command_line.iter().copied())
+        let words = |chosen: &Chosen| {
+            let keep_off = if chosen.assigned { chosen.device.keep_off } else { &[] };
+            chosen.device.command_line.iter().chain(keep_off).copied()
+        };
+        self.0.iter().flat_map(words)
     }
 
     /// The options of QEMU that make them, for a boot in this directory, which gets their files.
@@ -277,6 +289,11 @@ mod tests {
         assert_eq!(devices.modules(), ["virtio_pci", "virtio_net", "vfio_iommu_type1", "vfio_pci"]);
         assert_eq!(devices.params().of("vfio-pci"), "ids=1234:11e8,8086:10d3");
         assert_eq!(devices.command_line().collect::<Vec<_>>(), ["intel_iommu=on"]);
+        let virtio = Devices::new(&["virtio-net:vfio"]).expect("a device");
+        assert_eq!(
+            virtio.command_line().collect::<Vec<_>>(),
+            ["intel_iommu=on", "initcall_blacklist=virtio_pci_driver_init"]
+        );
     }
 
     #[test]

@@ -188,9 +188,8 @@ fn emulated<'a>(
     } else if !machine.devices.is_empty() {
         // What the user chose is not overruled.
         let devices = &machine.devices;
-        Err(format!(
-            "--device {devices} has none for vfio-pci; add {DEVICE}, or leave --device out"
-        ))
+        let why = facts.vfio_device.as_ref().err().map_or("", String::as_str);
+        Err(format!("with --device {devices}, {why}; `--device {DEVICE}` gives it one"))
     } else {
         let device = vec![DEVICE.to_string()];
         let made = made(&flags::Make { device, ..make.clone() });
