@@ -7,6 +7,7 @@ use std::process::Command;
 
 use thiserror::Error;
 
+use crate::boots;
 use crate::device::Devices;
 use crate::pieces::Program;
 
@@ -46,9 +47,6 @@ pub struct QemuError {
     pub error: io::Error,
 }
 
-/// The console's log, in a boot's directory.
-pub const CONSOLE: &str = "console.log";
-
 /// Puts the machine together and returns the command that starts it. The debug console is its
 /// standard output.
 ///
@@ -85,7 +83,7 @@ pub fn command(qemu: &Program, boot: &Boot<'_>) -> Result<Command, QemuError> {
         command.args(["-chardev", "stdio,id=console,signal=off"]);
         command.arg("-chardev").arg(file("results", &boot.dir.join("results")));
     } else {
-        command.arg("-chardev").arg(file("console", &boot.dir.join(CONSOLE)));
+        command.arg("-chardev").arg(file("console", &boot.dir.join(boots::CONSOLE)));
         command.args(["-chardev", "stdio,id=results,signal=off"]);
     }
     command.args(["-serial", "chardev:console"]);
