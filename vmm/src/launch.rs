@@ -20,8 +20,9 @@ use crate::host::clock::HostClock;
 use crate::host::console::OutputQueue;
 use crate::host::events::{EndSignals, Wake};
 use crate::host::memory;
-use crate::hv::kvm::{Host, KvmConfig, KvmVcpu, KvmVm};
+use crate::hv::kvm::{CurrentVm, Host, KvmConfig, KvmLab, KvmVcpu};
 use crate::hv::{Vcpu, Vm};
+use crate::lab::Relay;
 use crate::machine::{Backplane, Context, Machine, PcConfig, pc};
 use crate::ram::{Backing, GuestRam};
 use crate::run::report::VcpuReport;
@@ -62,6 +63,8 @@ pub struct Options {
     pub timeout: Option<Duration>,
     /// Where every exit is recorded.
     pub trace: Option<PathBuf>,
+    /// The guest may ask for calls about itself.
+    pub lab: bool,
     /// A guest whose every vCPU is halted with interrupts off goes on: an NMI may come.
     pub keep_halted: bool,
     /// The guest starts again: what it wrote to a file before stays there.
@@ -75,11 +78,14 @@ pub struct Finished {
     pub ended: Ended,
     /// Of each vCPU, if the end was one that wants explaining.
     pub reports: Vec<VcpuReport>,
+    /// Why the lab ended it, if it did.
+    pub lab: Option<String>,
 }
 
 /// Everything of one VM before its first instruction.
 struct Prepared {
-    vm: Arc<KvmVm>,
+    vm: Arc<CurrentVm>,
+    lab: Option<Relay<KvmLab>>,
     vcpus: Vec<KvmVcpu>,
     machine: Machine,
     console: Console,
@@ -93,12 +99,31 @@ struct Driver<'a> {
     recorder: Option<&'a Recorder>,
 }
 
-impl Handler for Driver<'_> {
+impl<V> Handler<V> for Driver<'_> {
     #[inline]
-    fn handle(&self, cx: &mut Context, index: usize, exit: &Exit) -> Entry {
+    fn handle(&self, cx: &mut Context, index: usize, _: &mut V, exit: &Exit) -> Entry {
         match self.recorder {
             None => self.machine.handle(cx, exit),
             Some(recorder) => recorder.handle(self.machine, cx, index, exit),
+        }
+    }
+}
+
+/// The same with a lab before the board: a handler of its own, so that a guest without one does not
+/// pay for it.
+struct LabDriver<'a> {
+    driver: &'a Driver<'a>,
+    lab: &'a Relay<KvmLab>,
+}
+
+impl Handler<KvmVcpu> for LabDriver<'_> {
+    fn handle(&self, cx: &mut Context, index: usize, vcpu: &mut KvmVcpu, exit: &Exit) -> Entry {
+        match self.lab.handle(index, vcpu, exit) {
+            Ok(entry) => {
+                cx.log.push(exit, entry, cx.rip);
+                entry
+            }
+            Err(exit) => self.driver.handle(cx, index, vcpu, &exit),
         }
     }
 }
@@ -120,7 +145,7 @@ pub fn run(options: &mut Options) -> Result<Finished, LaunchError> {
     // Before the first thread and before the terminal is changed: every thread inherits that these
     // signals do not kill, and so the terminal is put back.
     let signals = EndSignals::take().map_err(LaunchError::Events)?;
-    let Prepared { vm, vcpus, machine, console, recorder, wake } = prepare(options)?;
+    let Prepared { vm, lab, vcpus, machine, console, recorder, wake } = prepare(options)?;
     let driver = Driver { machine: &machine, recorder: recorder.as_ref() };
     let waker = wake.try_clone().map_err(LaunchError::Events)?;
     let control = Control::new(vcpus.len(), Box::new(move || waker.wake()));
@@ -130,12 +155,19 @@ pub fn run(options: &mut Options) -> Result<Finished, LaunchError> {
         let mut threads = Vec::with_capacity(vcpus.len());
         for (index, mut vcpu) in vcpus.into_iter().enumerate() {
             let (control, driver, ram) = (&control, &driver, machine.ram());
+            let lab = lab.as_ref();
             let body = move || {
                 let mut cx = Context::new();
                 // A panic in a device is this program's fault: the VM ends, and the panic goes on
                 // to whoever joins the thread.
                 let _guard = EndOnPanic(control, None);
-                control.run(index, &mut vcpu, &mut cx, driver, ram)
+                match lab {
+                    None => control.run(index, &mut vcpu, &mut cx, driver, ram),
+                    Some(lab) => {
+                        let driver = LabDriver { driver, lab };
+                        control.run(index, &mut vcpu, &mut cx, &driver, ram)
+                    }
+                }
             };
             let builder = std::thread::Builder::new().name(format!("vcpu{index}"));
             match builder.spawn_scoped(scope, body) {
@@ -167,10 +199,11 @@ pub fn run(options: &mut Options) -> Result<Finished, LaunchError> {
     if let Some(recorder) = recorder {
         recorder.finish(control.ended().map(|e| e.stop)).map_err(LaunchError::Trace)?;
     }
-    drop(vm);
+    let refusal = lab.as_ref().and_then(Relay::refusal).map(str::to_owned);
+    drop((lab, vm));
     let ended = supervised?;
     finished?;
-    Ok(Finished { ended, reports })
+    Ok(Finished { ended, reports, lab: refusal })
 }
 
 /// Ends the VM when the thread that holds it unwinds. The thread that empties the output queue
@@ -189,6 +222,9 @@ impl<K: crate::hv::Kick> Drop for EndOnPanic<'_, K> {
 }
 
 fn prepare(options: &mut Options) -> Result<Prepared, LaunchError> {
+    if options.lab && options.trace.is_some() {
+        return Err(LaunchError::LabTrace);
+    }
     let image = match options.image.take() {
         Some(image) => image,
         None => read(&options.kernel, "kernel")?,
@@ -234,7 +270,14 @@ fn prepare(options: &mut Options) -> Result<Prepared, LaunchError> {
 
     let wake = Wake::new().map_err(LaunchError::Events)?;
     let console = Console::open(&options.serial, options.again, &wake)?;
-    let vm = Arc::new(vm);
+    let vm = Arc::new(CurrentVm::new(vm));
+    let lab = match options.lab {
+        false => None,
+        true => {
+            let lab = KvmLab::new(host, options.vm.clone(), ram.clone(), vm.clone())?;
+            Some(Relay::new(lab, ram.clone(), cpus as usize))
+        }
+    };
     let waker = wake.try_clone().map_err(LaunchError::Events)?;
     let mut clock: Arc<dyn Clock> = Arc::new(HostClock::start());
     let mut behind: Arc<dyn Backplane> =
@@ -258,5 +301,5 @@ fn prepare(options: &mut Options) -> Result<Prepared, LaunchError> {
         Some(recorder) => recorder.wrap_ram(&ram),
     };
     let machine = pc(&config, ram, clock, behind)?;
-    Ok(Prepared { vm, vcpus, machine, console, recorder, wake })
+    Ok(Prepared { vm, lab, vcpus, machine, console, recorder, wake })
 }

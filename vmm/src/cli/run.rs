@@ -152,6 +152,14 @@ pub struct Run {
     #[arg(long)]
     exit_rips: bool,
 
+    /// Let the guest ask for KVM ioctls about itself (payload_abi::lab says how).
+    #[arg(long, conflicts_with = "trace")]
+    lab: bool,
+
+    /// Give each vCPU a dirty ring of this many entries, a power of two.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    dirty_ring: u32,
+
     /// Let a VM go on whose every vCPU is halted with interrupts off: an NMI may come.
     #[arg(long)]
     keep_halted: bool,
@@ -191,6 +199,9 @@ impl Run {
                         match finished.ended.vcpu {
                             Some(vcpu) => say(format_args!("\nvmm: vCPU {vcpu}: {stop}\n")),
                             None => say(format_args!("\nvmm: {stop}\n")),
+                        }
+                        if let Some(why) = finished.lab {
+                            say(format_args!("vmm: lab: {why}\n"));
                         }
                         finished.reports.iter().for_each(say);
                     }
@@ -272,10 +283,12 @@ impl Run {
                 hypercall_exits: self.hypercall_exits,
                 sync_regs: self.exit_rips,
                 cpus: self.cpus,
+                dirty_ring: self.dirty_ring,
             },
             serial: self.serial,
             timeout: self.timeout,
             trace: self.trace,
+            lab: self.lab,
             keep_halted: self.keep_halted,
             again: false,
         })

@@ -2,8 +2,10 @@
 
 mod cpuid;
 mod kick;
+mod lab;
 mod page;
 mod regs;
+mod ring;
 mod vcpu;
 mod vm;
 
@@ -15,8 +17,9 @@ use kvm_bindings::*;
 use kvm_ioctls::{Cap, Kvm};
 
 pub use kick::Kicker;
+pub use lab::{KvmLab, userfaults};
 pub use vcpu::KvmVcpu;
-pub use vm::KvmVm;
+pub use vm::{CurrentVm, KvmVm};
 
 use crate::cpuid::{Cpuid, feature};
 use crate::hv::HvError;
@@ -54,6 +57,8 @@ pub struct KvmConfig {
     pub sync_regs: bool,
     /// vCPUs that the VM will have.
     pub cpus: u32,
+    /// Entries of each vCPU's dirty ring, a power of two; 0 for none, and bitmaps instead.
+    pub dirty_ring: u32,
 }
 
 /// `KVM_HC_MAP_GPA_RANGE` of the hypercall ABI (linux/kvm_para.h).
@@ -149,6 +154,7 @@ impl Host {
             let name = "KVM_CAP_X86_USER_SPACE_MSR";
             self.need(Cap::X86UserSpaceMsr, name, "run without --msr-exits")?;
         }
+        self.check_ring(config.dirty_ring)?;
         // This one says which hypercalls can be passed on.
         let calls = self.check_extension(KVM_CAP_EXIT_HYPERCALL);
         if config.hypercall_exits && calls & (1 << KVM_HC_MAP_GPA_RANGE) == 0 {
@@ -163,7 +169,28 @@ impl Host {
                 hint: "ask for fewer with --cpus",
             });
         }
-        KvmVm::new(&self.kvm, config, ram)
+        KvmVm::new(self, config, ram)
+    }
+
+    /// The capability that brings dirty rings, and the bytes that one may have.
+    fn ring_capability(&self) -> (u32, i32) {
+        let with = |cap| (cap, self.check_extension(cap));
+        let ordered = with(KVM_CAP_DIRTY_LOG_RING_ACQ_REL);
+        if ordered.1 > 0 { ordered } else { with(KVM_CAP_DIRTY_LOG_RING) }
+    }
+
+    fn check_ring(&self, entries: u32) -> Result<(), HvError> {
+        let most = u32::try_from(self.ring_capability().1).unwrap_or(0) / ring::ENTRY;
+        if entries == 0 || entries.is_power_of_two() && entries <= most {
+            return Ok(());
+        }
+        Err(HvError::Lacks {
+            what: match most {
+                0 => "dirty rings (KVM_CAP_DIRTY_LOG_RING)".to_owned(),
+                _ => format!("a dirty ring of {entries} entries (a power of two, at most {most})"),
+            },
+            hint: "ask for another with --dirty-ring, or for none",
+        })
     }
 
     fn need(&self, cap: Cap, name: &str, hint: &'static str) -> Result<(), HvError> {
