@@ -49,31 +49,6 @@ test!(init_exits, "INIT to a CPU that runs L2 is an exit, and L1 goes on.", || {
     check_eq!(job.wait(), Reason::INIT.0.into(), "the exit");
 });
 
-/// Enters a guest that waits for a start-up IPI.
-fn wait_in_l2(_: u64) -> u64 {
-    let mut vm = vm();
-    vm.start(asm_code!("nop"));
-    set(Field::ACTIVITY, 3);
-    let exit = vm.run();
-    exit.qualification << 32 | exit.full_reason
-}
-
-test!(
-    sipi_exits,
-    "A start-up IPI to L2 in the wait-for-SIPI state is an exit, with its vector.",
-    || {
-        payload_rt::cpuid::VMX.require();
-        if caps::read(caps::MISC) & 1 << 8 == 0 {
-            skip!("no activity state wait-for-SIPI in IA32_VMX_MISC");
-        }
-        let id = second_cpu();
-        let job = smp::spawn(1, wait_in_l2, 0);
-        time::delay(20_000);
-        apic::local().send(Delivery::StartUp(0x12), Destination::Physical(id));
-        check_eq!(job.wait(), 0x12 << 32 | u64::from(Reason::SIPI.0), "vector and exit");
-    }
-);
-
 test!(
     sipi_is_ignored,
     "A start-up IPI to a CPU that runs L2 in the active state is ignored.",
