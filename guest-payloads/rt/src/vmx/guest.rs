@@ -64,7 +64,6 @@ pub struct Vm {
     idt: u64,
     code: u64,
     launched: bool,
-    ept: Option<ept::Ept>,
 }
 
 /// What came of an attempt to enter.
@@ -110,7 +109,6 @@ impl Vm {
             idt,
             code: frames::alloc().address(),
             launched: false,
-            ept: None,
         };
         vm.clear();
         vm.load();
@@ -259,7 +257,6 @@ impl Vm {
         self.add(Field::CPU_CONTROLS2, caps::CPU2_EPT);
         let ept = ept::Ept::identity();
         set(Field::EPTP, ept.pointer());
-        self.ept = Some(ept);
         ept
     }
 
