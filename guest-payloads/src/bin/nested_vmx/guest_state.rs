@@ -308,7 +308,7 @@ test!(
             invalid_with(&mut vm, 0, &changes, "an external interrupt under blocking");
         }
         let nmi = [(Field::INTERRUPTIBILITY, 2), (Field::ENTRY_EVENT, event(Kind::Nmi, 2))];
-        // A processor may report either qualification; the manual's example is 3 for this check.
+        // Qualification 3 is for an NMI under blocking by STI.
         invalid_with(&mut vm, 0, &nmi, "an NMI under blocking by MOV SS");
     }
 );

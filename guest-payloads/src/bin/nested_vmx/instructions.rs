@@ -1,5 +1,5 @@
 //! The VMX instructions' own rules (SDM volume 3, chapter "VMX Instruction Reference", one section an
-//! instruction; appendix-like table "VM-Instruction Error Numbers").
+//! instruction; "VM Instruction Error Numbers").
 
 use super::vm;
 use payload_rt::trap::{GP, PF, UD};
