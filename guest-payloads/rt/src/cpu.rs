@@ -140,6 +140,14 @@ impl Cpu {
         // SAFETY: as in `caught`.
         unsafe { (&raw mut (*self.caught.get()).valid).write_volatile(0) }
     }
+    /// Address and limit of the TSS.
+    pub(crate) fn tss_place(&self) -> (u64, u64) {
+        (self.tss.words.as_ptr() as u64, size_of::<Tss>() as u64 - 1)
+    }
+    /// Address and limit of the GDT.
+    pub(crate) fn gdt_place(&self) -> (u64, u64) {
+        (self.gdt.as_ptr() as u64, size_of_val(&self.gdt) as u64 - 1)
+    }
     /// Address of the block.
     pub(crate) fn base(&self) -> usize {
         core::ptr::from_ref(self) as usize
@@ -160,8 +168,28 @@ pub(crate) fn this() -> &'static Cpu {
 
 /// Makes the CPU that runs this ready for Rust code: block, GDT, TSS, IDT, EFER.NXE.
 pub(crate) fn init(index: u32) {
-    let cpu = this();
-    let base = cpu.base();
+    // SAFETY: this CPU's own block; its stack is in use, which `fill` leaves alone.
+    let cpu = unsafe { fill(this().base(), index) };
+    reg::load_tables(cpu.gdt.as_ptr() as u64, size_of_val(&cpu.gdt) as u16 - 1);
+    let id = crate::cpuid::leaf(0x8000_0001, 0);
+    if id.edx & 1 << 20 != 0
+        && let Ok(efer) = reg::rdmsr(reg::EFER)
+    {
+        // Cannot fault: the bit is announced. If it does, no-execute pages will tell.
+        let _ = reg::wrmsr(reg::EFER, efer | reg::EFER_NXE);
+    }
+}
+
+/// Makes a block of [`BLOCK_SIZE`] bytes at `base`, aligned to its size, that of a CPU: bookkeeping,
+/// GDT and TSS, which are not loaded.
+///
+/// # Safety
+///
+/// The block is memory of the caller's own, for good, and no CPU uses its data meanwhile.
+pub(crate) unsafe fn fill(base: usize, index: u32) -> &'static Cpu {
+    assert!(base != 0 && base.is_multiple_of(BLOCK_SIZE), "no CPU block at {base:#x}");
+    // SAFETY: the caller owns the block, and all zeroes, which is written next, is a valid `Cpu`.
+    let cpu = unsafe { &*(base as *const Cpu) };
     // SAFETY: the block's start is this CPU's own, no reference into its interior is alive yet,
     // and all zeroes is a valid `Cpu`; the canary lies below every live stack frame.
     unsafe {
@@ -195,15 +223,8 @@ pub(crate) fn init(index: u32) {
     for word in &cpu.tss.io_map {
         word.store(u32::MAX, Relaxed);
     }
-    close_ports();
-    reg::load_tables(cpu.gdt.as_ptr() as u64, size_of_val(&cpu.gdt) as u16 - 1);
-    let id = crate::cpuid::leaf(0x8000_0001, 0);
-    if id.edx & 1 << 20 != 0
-        && let Ok(efer) = reg::rdmsr(reg::EFER)
-    {
-        // Cannot fault: the bit is announced. If it does, no-execute pages will tell.
-        let _ = reg::wrmsr(reg::EFER, efer | reg::EFER_NXE);
-    }
+    cpu.tss.words[25].store((size_of::<Tss>() as u32) << 16, Relaxed);
+    cpu
 }
 
 /// Index of the CPU this runs on: 0 is the one that booted, the others follow in the order of

@@ -93,6 +93,7 @@ pub mod testdev;
 pub mod time;
 pub mod trap;
 pub mod user;
+pub mod vmx;
 
 /// Defines functions that may hold SSE, AVX or x87 instructions (through [`insn!`]): puts them
 /// into the section where the payload build allows those. Each is called like any function.

@@ -58,6 +58,9 @@ macro_rules! msrs {
 msrs! {
     TSC = 0x10, "Time-stamp counter.";
     APIC_BASE = 0x1b, "Local APIC address and mode.";
+    SYSENTER_CS = 0x174, "Code segment of `sysenter`.";
+    SYSENTER_ESP = 0x175, "Stack pointer of `sysenter`.";
+    SYSENTER_EIP = 0x176, "Target of `sysenter`.";
     MISC_ENABLE = 0x1a0, "IA32_MISC_ENABLE.";
     PAT = 0x277, "Page attribute table.";
     TSC_DEADLINE = 0x6e0, "Deadline of the APIC timer.";
