@@ -82,6 +82,9 @@ pub struct Machine {
     pub irqchip: Option<Irqchip>,
     /// Where the PIT lives.
     pub pit: Option<Pit>,
+    /// Whether vCPUs keep their processors when they halt, pause or wait.
+    #[serde(default)]
+    pub cpu_pm: bool,
     /// How the payload is loaded and entered.
     pub boot: Option<Boot>,
     /// What backs guest memory.
@@ -107,6 +110,7 @@ impl Machine {
         add("cpu", self.cpu.as_ref().map(|c| c.0.clone()));
         add("irqchip", self.irqchip.map(|v| v.word().into()));
         add("pit", self.pit.map(|v| v.word().into()));
+        add("cpu-pm", self.cpu_pm.then(|| "on".into()));
         add("boot", self.boot.map(|v| v.word().into()));
         add("hugepages", self.hugepages.map(|v| v.word().into()));
         add("cmdline", self.cmdline.clone());

@@ -36,6 +36,12 @@ enum PitArg {
     None,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum OnOff {
+    On,
+    Off,
+}
+
 /// What backs guest memory.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum HugeArg {
@@ -123,6 +129,10 @@ pub struct Run {
     /// The interval timer; needs the kernel's interrupt controllers.
     #[arg(long, value_name = "WHICH")]
     pit: Option<PitArg>,
+
+    /// Whether vCPUs keep their processors when they halt, pause or wait.
+    #[arg(long, value_name = "WHETHER", default_value = "off")]
+    cpu_pm: OnOff,
 
     /// Where the first serial port leads: stdio, null or file:PATH.
     #[arg(long, value_name = "WHERE", default_value = "stdio")]
@@ -271,6 +281,7 @@ impl Run {
                 msr_exits: self.msr_exits,
                 hypercall_exits: self.hypercall_exits,
                 sync_regs: self.exit_rips,
+                cpu_pm: self.cpu_pm == OnOff::On,
                 cpus: self.cpus,
             },
             serial: self.serial,

@@ -25,9 +25,12 @@ pub struct KvmVm {
 }
 
 impl KvmVm {
+    /// Makes a VM in which the instructions behind `exits` (`KVM_X86_DISABLE_EXITS_*`) do not leave
+    /// the guest.
     pub(super) fn new(
         kvm: &Kvm,
         config: &KvmConfig,
+        exits: u32,
         ram: Option<GuestRam>,
     ) -> Result<KvmVm, HvError> {
         let fd = call("KVM_CREATE_VM", kvm.create_vm())?;
@@ -52,6 +55,11 @@ impl KvmVm {
             // The dummy speaker takes port 0x61, which guests calibrate their clocks with.
             let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
             call("KVM_CREATE_PIT2", fd.create_pit2(pit))?;
+        }
+        if exits != 0 {
+            // Before the first vCPU, or KVM refuses it.
+            let name = "KVM_CAP_X86_DISABLE_EXITS";
+            enable(KVM_CAP_X86_DISABLE_EXITS, exits.into(), name)?;
         }
         if config.msr_exits {
             let why = KVM_MSR_EXIT_REASON_UNKNOWN | KVM_MSR_EXIT_REASON_INVAL;
