@@ -85,6 +85,9 @@ pub struct Machine {
     /// Whether vCPUs keep their processors when they halt, pause or wait.
     #[serde(default)]
     pub cpu_pm: bool,
+    /// Whether the guest finds ACPI tables, and can sleep in S3.
+    #[serde(default)]
+    pub acpi: bool,
     /// How the payload is loaded and entered.
     pub boot: Option<Boot>,
     /// What backs guest memory.
@@ -111,6 +114,7 @@ impl Machine {
         add("irqchip", self.irqchip.map(|v| v.word().into()));
         add("pit", self.pit.map(|v| v.word().into()));
         add("cpu-pm", self.cpu_pm.then(|| "on".into()));
+        add("acpi", self.acpi.then(|| "on".into()));
         add("boot", self.boot.map(|v| v.word().into()));
         add("hugepages", self.hugepages.map(|v| v.word().into()));
         add("cmdline", self.cmdline.clone());

@@ -65,6 +65,7 @@ pub fn translate(config: &Config, now: u64) -> Translated {
     let machine = Machine {
         boot: Some(Boot::Multiboot),
         memory: Some(Size(format!("{MEMORY}M"))),
+        acpi: true,
         ..Machine::default()
     };
     let mut translator = Translator { machine, cpu: CPU.into(), lacks: Vec::new() };
@@ -240,7 +241,7 @@ mod tests {
 
     #[test]
     fn what_our_machine_can_do_becomes_its_options() {
-        let rest = "--boot multiboot";
+        let rest = "--acpi on --boot multiboot";
         for (smp, params, args, is) in [
             ("", "", "", format!("--memory 128M --cpu qemu64,enforce=off {rest}")),
             (

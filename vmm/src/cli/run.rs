@@ -134,6 +134,10 @@ pub struct Run {
     #[arg(long, value_name = "WHETHER", default_value = "off")]
     cpu_pm: OnOff,
 
+    /// Whether the guest finds ACPI tables, and can sleep in S3.
+    #[arg(long, value_name = "WHETHER", default_value = "off")]
+    acpi: OnOff,
+
     /// Where the first serial port leads: stdio, null or file:PATH.
     #[arg(long, value_name = "WHERE", default_value = "stdio")]
     serial: Serial,
@@ -288,6 +292,7 @@ impl Run {
             timeout: self.timeout,
             trace: self.trace,
             keep_halted: self.keep_halted,
+            acpi: self.acpi == OnOff::On,
             again: false,
         })
     }
