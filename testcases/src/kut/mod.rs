@@ -238,3 +238,6 @@ fn read(path: &Path) -> Result<String, SuiteError> {
     }
     fs::read_to_string(path).map_err(failed)
 }
+
+#[cfg(test)]
+mod tests;
