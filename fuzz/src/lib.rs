@@ -34,6 +34,7 @@
 //! into `fuzz/regressions`.
 
 pub mod generators;
+pub mod lab;
 pub mod minimise;
 pub mod oracles;
 pub mod wire;

@@ -92,6 +92,12 @@ pub struct Machine {
     pub boot: Option<Boot>,
     /// What backs guest memory.
     pub hugepages: Option<HugePages>,
+    /// Whether the guest may ask its VMM for KVM ioctls about itself.
+    #[serde(default)]
+    pub lab: bool,
+    /// Entries of each vCPU's dirty ring; there is none if not given.
+    #[serde(rename = "dirty-ring")]
+    pub dirty_ring: Option<u32>,
     /// More words for the guest's command line, after `test=NAME`.
     pub cmdline: Option<String>,
     /// Files that are handed to the guest as modules, relative to the case's own file.
@@ -117,9 +123,13 @@ impl Machine {
         add("acpi", self.acpi.then(|| "on".into()));
         add("boot", self.boot.map(|v| v.word().into()));
         add("hugepages", self.hugepages.map(|v| v.word().into()));
+        add("dirty-ring", self.dirty_ring.map(|n| n.to_string()));
         add("cmdline", self.cmdline.clone());
         for module in &self.modules {
             add("module", Some(dir.join(module).display().to_string()));
+        }
+        if self.lab {
+            args.push("--lab".into());
         }
         args
     }
@@ -372,7 +382,7 @@ mod tests {
             "{SMALL}needs = [\"cpuid:x2apic\"]\ntimeout = \"5s\"\nexpect = \"triple-fault\"\n\
              tags = [\"smoke\"]\n[machine]\nvcpus = 2\nmemory = \"64M\"\ncpu = \"host,-pcid\"\n\
              irqchip = \"split\"\npit = \"none\"\nboot = \"pvh\"\nhugepages = \"2M\"\n\
-             cmdline = \"x=1 y\"\nmodules = [\"m\"]\n"
+             lab = true\ndirty-ring = 1024\ncmdline = \"x=1 y\"\nmodules = [\"m\"]\n"
         ))
         .expect("a case");
         assert_eq!(spec.expect, Expect::Vmm(VmmEnd::TripleFault));
@@ -380,7 +390,7 @@ mod tests {
         assert_eq!(
             spec.machine.arguments(Path::new("d")).join("|"),
             "--cpus|2|--memory|64M|--cpu|host,-pcid|--irqchip|split|--pit|none|--boot|pvh|\
-             --hugepages|2M|--cmdline|x=1 y|--module|d/m"
+             --hugepages|2M|--dirty-ring|1024|--cmdline|x=1 y|--module|d/m|--lab"
         );
     }
 

@@ -92,6 +92,8 @@ pub trait HostFacts: Sync {
     fn memory(&self) -> u64;
     /// Free huge pages of the given size in bytes.
     fn free_hugepages(&self, size: u64) -> u64;
+    /// Whether a process can resolve page faults of the kernel; if not, why and what to do.
+    fn userfault(&self) -> Result<(), String>;
     /// Whether a PCI device is bound to vfio-pci, in an IOMMU group; if not, why and what to do.
     fn vfio_device(&self) -> Result<(), String>;
 }
@@ -307,6 +309,9 @@ pub(crate) mod fake {
         }
         fn free_hugepages(&self, _size: u64) -> u64 {
             self.hugepages
+        }
+        fn userfault(&self) -> Result<(), String> {
+            Err("no userfaultfd".into())
         }
         fn vfio_device(&self) -> Result<(), String> {
             Err("no vfio-pci".into())

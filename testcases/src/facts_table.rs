@@ -37,6 +37,8 @@ pub struct FactsTable {
     pub memory: u64,
     /// Free huge pages, by their size in bytes.
     pub free_hugepages: BTreeMap<u64, u64>,
+    /// Whether a process can resolve page faults of the kernel, or why not and what to do.
+    pub userfault: Result<(), String>,
     /// The address of a PCI device that is bound to vfio-pci, or why there is none and what to do.
     pub vfio_device: Result<String, String>,
 }
@@ -70,6 +72,7 @@ impl FactsTable {
             cpus: std::thread::available_parallelism().map_or(1, usize::from),
             memory: files.memory(),
             free_hugepages: HUGE_PAGES.map(|size| (size, files.hugepages(size).0)).into(),
+            userfault: vmm::hv::kvm::userfaults(),
             vfio_device: files.vfio_device(),
         }
     }
@@ -171,6 +174,10 @@ impl HostFacts for FactsTable {
 
     fn free_hugepages(&self, size: u64) -> u64 {
         self.free_hugepages.get(&size).copied().unwrap_or(0)
+    }
+
+    fn userfault(&self) -> Result<(), String> {
+        self.userfault.clone()
     }
 
     fn vfio_device(&self) -> Result<(), String> {

@@ -12,6 +12,7 @@
 //! | `host:cpus>=N` | the process may run on at least N processors |
 //! | `host:memory>=SIZE` | the machine has at least SIZE of memory |
 //! | `host:hugepages-2M`, `host:hugepages-1G` | at least one such page is free |
+//! | `host:userfault` | a process can resolve page faults of the kernel (userfaultfd) |
 //! | `host:vfio-device` | a PCI device is bound to vfio-pci, in an IOMMU group |
 //!
 //! An emulated host is booted with the module parameters that a case needs, unless the user gave it
@@ -68,6 +69,8 @@ pub enum HostNeed {
     Memory(u64, String),
     /// At least one free huge page of this size in bytes; the text it was written as follows.
     HugePages(u64, String),
+    /// A process can resolve page faults of the kernel, which KVM's are.
+    Userfault,
     /// A PCI device that is bound to vfio-pci.
     VfioDevice,
 }
@@ -83,7 +86,7 @@ pub enum Met {
     Unknown(String),
 }
 
-const HOST_NEEDS: [&str; 9] = [
+const HOST_NEEDS: [&str; 10] = [
     "hardware-cpl0",
     "cpl3-entry",
     "intel",
@@ -92,6 +95,7 @@ const HOST_NEEDS: [&str; 9] = [
     "memory>=SIZE",
     "hugepages-2M",
     "hugepages-1G",
+    "userfault",
     "vfio-device",
 ];
 
@@ -145,6 +149,7 @@ fn host(rest: &str) -> Option<HostNeed> {
         "cpl3-entry" => return Some(HostNeed::Cpl3Entry),
         "intel" => return Some(HostNeed::Intel),
         "amd" => return Some(HostNeed::Amd),
+        "userfault" => return Some(HostNeed::Userfault),
         "vfio-device" => return Some(HostNeed::VfioDevice),
         "hugepages-2M" => return Some(HostNeed::HugePages(2 << 20, "2M".into())),
         "hugepages-1G" => return Some(HostNeed::HugePages(1 << 30, "1G".into())),
@@ -173,6 +178,7 @@ impl fmt::Display for Need {
                 HostNeed::Cpus(n) => write!(f, "host:cpus>={n}"),
                 HostNeed::Memory(_, text) => write!(f, "host:memory>={text}"),
                 HostNeed::HugePages(_, text) => write!(f, "host:hugepages-{text}"),
+                HostNeed::Userfault => f.write_str("host:userfault"),
                 HostNeed::VfioDevice => f.write_str("host:vfio-device"),
             },
         }
@@ -248,6 +254,7 @@ impl Need {
                     let free = facts.free_hugepages(*bytes);
                     met(free > 0, &|| format!("no free huge page of {text}"))
                 }
+                HostNeed::Userfault => facts.userfault().map_or_else(Met::No, |()| Met::Yes),
                 HostNeed::VfioDevice => facts.vfio_device().map_or_else(Met::No, |()| Met::Yes),
             },
         }
@@ -278,6 +285,7 @@ mod tests {
             "host:memory>=2G",
             "host:hugepages-2M",
             "host:hugepages-1G",
+            "host:userfault",
             "host:vfio-device",
         ] {
             assert_eq!(need(text).to_string(), text);
@@ -344,6 +352,7 @@ mod tests {
             ("host:cpus>=3", "2 processors, 3 needed"),
             ("host:memory>=3G", "2048 MiB of memory, 3G needed"),
             ("host:hugepages-2M", "no free huge page of 2M"),
+            ("host:userfault", "no userfaultfd"),
             ("host:vfio-device", "no vfio-pci"),
         ] {
             match need(no).check(&facts) {

@@ -54,6 +54,9 @@ impl HostFacts for Host {
     fn free_hugepages(&self, _: u64) -> u64 {
         0
     }
+    fn userfault(&self) -> Result<(), String> {
+        Err("no userfaultfd".into())
+    }
     fn vfio_device(&self) -> Result<(), String> {
         Err("no vfio-pci".into())
     }

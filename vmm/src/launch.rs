@@ -22,8 +22,9 @@ use crate::host::clock::HostClock;
 use crate::host::console::OutputQueue;
 use crate::host::events::{EndSignals, Wake};
 use crate::host::memory;
-use crate::hv::kvm::{Host, KvmConfig, KvmVcpu, KvmVm};
+use crate::hv::kvm::{CurrentVm, Host, KvmConfig, KvmLab, KvmVcpu};
 use crate::hv::{Vcpu, Vm};
+use crate::lab::Relay;
 use crate::machine::{Backplane, Context, Machine, PcConfig, acpi, pc};
 use crate::ram::{Backing, GuestRam};
 use crate::run::report::VcpuReport;
@@ -64,10 +65,12 @@ pub struct Options {
     pub timeout: Option<Duration>,
     /// Where every exit is recorded.
     pub trace: Option<PathBuf>,
+    /// The guest may ask for calls about itself.
+    pub lab: bool,
     /// A guest whose every vCPU is halted with interrupts off goes on: an NMI may come.
     pub keep_halted: bool,
     /// The guest finds ACPI tables, and sleeps in S3 until something wakes it. Without them, going to
-    /// sleep is an end, and so it is while exits are recorded.
+    /// sleep is an end, and so it is while exits are recorded and where the guest has a lab.
     pub acpi: bool,
     /// The guest starts again: what it wrote to a file before stays there.
     pub again: bool,
@@ -80,11 +83,14 @@ pub struct Finished {
     pub ended: Ended,
     /// Of each vCPU, if the end was one that wants explaining.
     pub reports: Vec<VcpuReport>,
+    /// Why the lab ended it, if it did.
+    pub lab: Option<String>,
 }
 
 /// Everything of one VM before its first instruction.
 struct Prepared {
-    vm: Arc<KvmVm>,
+    vm: Arc<CurrentVm>,
+    lab: Option<Relay<KvmLab>>,
     vcpus: Vec<KvmVcpu>,
     machine: Machine,
     console: Console,
@@ -98,12 +104,31 @@ struct Driver<'a> {
     recorder: Option<&'a Recorder>,
 }
 
-impl Handler for Driver<'_> {
+impl<V> Handler<V> for Driver<'_> {
     #[inline]
-    fn handle(&self, cx: &mut Context, index: usize, exit: &Exit) -> Entry {
+    fn handle(&self, cx: &mut Context, index: usize, _: &mut V, exit: &Exit) -> Entry {
         match self.recorder {
             None => self.machine.handle(cx, exit),
             Some(recorder) => recorder.handle(self.machine, cx, index, exit),
+        }
+    }
+}
+
+/// The same with a lab before the board: a handler of its own, so that a guest without one does not
+/// pay for it.
+struct LabDriver<'a> {
+    driver: &'a Driver<'a>,
+    lab: &'a Relay<KvmLab>,
+}
+
+impl Handler<KvmVcpu> for LabDriver<'_> {
+    fn handle(&self, cx: &mut Context, index: usize, vcpu: &mut KvmVcpu, exit: &Exit) -> Entry {
+        match self.lab.handle(index, vcpu, exit) {
+            Ok(entry) => {
+                cx.log.push(exit, entry, cx.rip);
+                entry
+            }
+            Err(exit) => self.driver.handle(cx, index, vcpu, &exit),
         }
     }
 }
@@ -129,8 +154,9 @@ pub fn run(options: &mut Options) -> Result<Finished, LaunchError> {
     let mut prepared = prepare(options)?;
     loop {
         options.timeout = end.map(|end| end.saturating_duration_since(Instant::now()));
-        let Prepared { vm, vcpus, machine, console, recorder, wake } = prepared;
-        let running = Running { machine: &machine, console: &console, recorder: recorder.as_ref() };
+        let Prepared { vm, lab, vcpus, machine, console, recorder, wake } = prepared;
+        let driver = Driver { machine: &machine, recorder: recorder.as_ref() };
+        let running = Running { driver, lab: lab.as_ref(), console: &console };
         let (supervised, reports) = running.run(options, vcpus, &wake, &signals)?;
         // An end that somebody waits for does not wait for whoever reads the output.
         let finished = match &supervised {
@@ -139,15 +165,16 @@ pub fn run(options: &mut Options) -> Result<Finished, LaunchError> {
             }
             Ok(_) => console.finish(&signals, None),
         };
-        let records = recorder.is_some();
+        let can_sleep = options.acpi && recorder.is_none() && lab.is_none();
         if let Some(recorder) = recorder {
             let stop = supervised.as_ref().ok().map(|ended| ended.stop);
             recorder.finish(stop).map_err(LaunchError::Trace)?;
         }
-        drop(vm);
+        let refusal = lab.as_ref().and_then(Relay::refusal).map(str::to_owned);
+        drop((lab, vm));
         let mut ended = supervised?;
         finished?;
-        if ended.stop == Stop::Sleep(sleep::STATE) && options.acpi && !records {
+        if ended.stop == Stop::Sleep(sleep::STATE) && can_sleep {
             match sleep::until_woken(&machine, &signals, end).map_err(LaunchError::Events)? {
                 sleep::Sleep::Woken => {
                     prepared = sleep::resume(options, &machine)?;
@@ -157,15 +184,15 @@ pub fn run(options: &mut Options) -> Result<Finished, LaunchError> {
                 sleep::Sleep::Ended(stop) => ended.stop = stop,
             }
         }
-        return Ok(Finished { ended, reports });
+        return Ok(Finished { ended, reports, lab: refusal });
     }
 }
 
 /// What a guest runs on.
 struct Running<'a> {
-    machine: &'a Machine,
+    driver: Driver<'a>,
+    lab: Option<&'a Relay<KvmLab>>,
     console: &'a Console,
-    recorder: Option<&'a Recorder>,
 }
 
 impl Running<'_> {
@@ -178,8 +205,7 @@ impl Running<'_> {
         wake: &Wake,
         signals: &EndSignals,
     ) -> Result<(Result<Ended, LaunchError>, Vec<VcpuReport>), LaunchError> {
-        let Running { machine, console, recorder } = *self;
-        let driver = Driver { machine, recorder };
+        let Running { ref driver, lab, console } = *self;
         let waker = wake.try_clone().map_err(LaunchError::Events)?;
         let control = Control::new(vcpus.len(), Box::new(move || waker.wake()));
         Ok(std::thread::scope(|scope| {
@@ -187,13 +213,19 @@ impl Running<'_> {
             let _guard = EndOnPanic(&control, console.queue());
             let mut threads = Vec::with_capacity(vcpus.len());
             for (index, mut vcpu) in vcpus.into_iter().enumerate() {
-                let (control, driver, ram) = (&control, &driver, machine.ram());
+                let (control, ram) = (&control, driver.machine.ram());
                 let body = move || {
                     let mut cx = Context::new();
                     // A panic in a device is this program's fault: the VM ends, and the panic goes on
                     // to whoever joins the thread.
                     let _guard = EndOnPanic(control, None);
-                    control.run(index, &mut vcpu, &mut cx, driver, ram)
+                    match lab {
+                        None => control.run(index, &mut vcpu, &mut cx, driver, ram),
+                        Some(lab) => {
+                            let driver = LabDriver { driver, lab };
+                            control.run(index, &mut vcpu, &mut cx, &driver, ram)
+                        }
+                    }
                 };
                 let builder = std::thread::Builder::new().name(format!("vcpu{index}"));
                 match builder.spawn_scoped(scope, body) {
@@ -208,7 +240,7 @@ impl Running<'_> {
                 }
             }
             let supervised =
-                supervise::supervise(options, &driver, &control, console, wake, signals);
+                supervise::supervise(options, driver, &control, console, wake, signals);
             let reports = threads
                 .into_iter()
                 .filter_map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
@@ -234,6 +266,9 @@ impl<K: crate::hv::Kick> Drop for EndOnPanic<'_, K> {
 }
 
 fn prepare(options: &mut Options) -> Result<Prepared, LaunchError> {
+    if options.lab && options.trace.is_some() {
+        return Err(LaunchError::LabTrace);
+    }
     let image = match options.image.take() {
         Some(image) => image,
         None => read(&options.kernel, "kernel")?,
@@ -282,7 +317,7 @@ fn prepare(options: &mut Options) -> Result<Prepared, LaunchError> {
     // What follows needs room, too; here is some that the host has filled with pages.
     drop((image, modules));
     let clock: Arc<dyn Clock> = Arc::new(HostClock::start());
-    assemble(options, &host, ram, clock, &loaded.start)
+    assemble(options, host, ram, clock, &loaded.start)
 }
 
 /// The tables for these vCPUs.
@@ -294,7 +329,7 @@ fn acpi_tables(topology: &Topology) -> Result<Vec<u8>, LaunchError> {
 /// A VM around memory that is filled, with a board of its own, and its first vCPU at `start`.
 fn assemble(
     options: &Options,
-    host: &Host,
+    host: Host,
     ram: GuestRam,
     mut clock: Arc<dyn Clock>,
     start: &CpuState,
@@ -315,7 +350,14 @@ fn assemble(
 
     let wake = Wake::new().map_err(LaunchError::Events)?;
     let console = Console::open(&options.serial, options.again, &wake)?;
-    let vm = Arc::new(vm);
+    let vm = Arc::new(CurrentVm::new(vm));
+    let lab = match options.lab {
+        false => None,
+        true => {
+            let lab = KvmLab::new(host, options.vm.clone(), ram.clone(), vm.clone())?;
+            Some(Relay::new(lab, ram.clone(), cpus as usize))
+        }
+    };
     let waker = wake.try_clone().map_err(LaunchError::Events)?;
     let mut behind: Arc<dyn Backplane> =
         Arc::new(KvmBackplane::new(vm.clone(), console.queue(), waker));
@@ -338,5 +380,5 @@ fn assemble(
         Some(recorder) => recorder.wrap_ram(&ram),
     };
     let machine = pc(&config, ram, clock, behind)?;
-    Ok(Prepared { vm, vcpus, machine, console, recorder, wake })
+    Ok(Prepared { vm, lab, vcpus, machine, console, recorder, wake })
 }

@@ -4,7 +4,8 @@
 //! side of that line knows about KVM, so the same devices are reached by a guest, a unit test, a
 //! fuzzer, a benchmark and a replayed recording. From the inside out, and an arrow never points
 //! outward: [`access`], [`ram`], [`device`], [`chips`], [`bus`], [`machine`], [`script`], [`boot`],
-//! [`hv`], [`run`], [`host`], [`launch`].
+//! [`hv`],
+//! [`lab`], [`run`], [`host`], [`launch`].
 
 pub mod access;
 pub mod boot;
@@ -16,6 +17,7 @@ pub mod device;
 pub mod exit;
 pub mod host;
 pub mod hv;
+pub mod lab;
 pub mod launch;
 pub mod laws;
 pub mod machine;

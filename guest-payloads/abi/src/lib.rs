@@ -6,6 +6,8 @@
 //! exitlab's own VMM.
 #![no_std]
 
+pub mod lab;
+
 /// I/O port of the exit device (`isa-debug-exit` in QEMU's terms).
 pub const EXIT_PORT: u16 = 0xf4;
 

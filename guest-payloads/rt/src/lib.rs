@@ -76,6 +76,7 @@ pub mod frames;
 pub mod idt;
 pub mod ioapic;
 pub mod irq;
+pub mod lab;
 pub mod line;
 pub mod mem;
 pub mod paging;

@@ -44,8 +44,6 @@ test!(privileged, "Each privileged instruction is #GP(0) at CPL 3, and is not ex
         ("cli", asm_code!("cli")),
         ("sti", asm_code!("sti")),
         ("clts", asm_code!("clts")),
-        ("invd", asm_code!("invd")),
-        ("wbinvd", asm_code!("wbinvd")),
         ("invlpg", asm_code!("invlpg [rsp]")),
         ("rdmsr", asm_code!("rdmsr")),
         ("wrmsr", asm_code!("wrmsr")),
@@ -89,6 +87,12 @@ test!(privileged, "Each privileged instruction is #GP(0) at CPL 3, and is not ex
         check_eq!(outcome.regs.rax, 0, "RAX after {what}");
         let now = (reg::cr0(), reg::cr3(), reg::cr4(), reg::cr8());
         check_eq!(now, before, "CR0, CR3, CR4, CR8 after {what}");
+    }
+});
+
+test!(privileged_caches, "INVD and WBINVD are #GP(0) at CPL 3.", || {
+    for (what, code) in [("invd", asm_code!("invd")), ("wbinvd", asm_code!("wbinvd"))] {
+        check_end(&User::new(code).run(), what, GP, 0, 0);
     }
 });
 
@@ -191,22 +195,13 @@ test!(tsd, "With CR4.TSD, RDTSC is #GP(0) at CPL 3 and goes on at CPL 0.", || {
     }
 });
 
-// SDM volume 3, 2.5 (UMIP); AMD APM volume 2, 3.1.3.
-test!(umip, "With CR4.UMIP, SGDT and its kin are #GP(0) at CPL 3 and work at CPL 0.", || {
+/// Checks that these are #GP(0) at CPL 3 with CR4.UMIP, and run without it.
+fn check_umip(instructions: &[(&str, &'static [u8])]) {
     cpuid::UMIP.require();
     let cr4 = reg::cr4();
     for on in [true, false] {
         check_ok!(reg::set_cr4(if on { cr4 | reg::CR4_UMIP } else { cr4 & !reg::CR4_UMIP }));
-        for (what, code) in [
-            ("sgdt", asm_code!("sgdt [rsp - 64]", "ret")),
-            ("sidt", asm_code!("sidt [rsp - 64]", "ret")),
-            ("sldt eax", asm_code!("sldt eax", "ret")),
-            ("sldt [mem]", asm_code!("sldt word ptr [rsp - 64]", "ret")),
-            ("str eax", asm_code!("str eax", "ret")),
-            ("str [mem]", asm_code!("str word ptr [rsp - 64]", "ret")),
-            ("smsw eax", asm_code!("smsw eax", "ret")),
-            ("smsw [mem]", asm_code!("smsw word ptr [rsp - 64]", "ret")),
-        ] {
+        for (what, code) in instructions {
             let outcome = User::new(code).run();
             if on {
                 check_end(&outcome, what, GP, 0, 0);
@@ -218,6 +213,25 @@ test!(umip, "With CR4.UMIP, SGDT and its kin are #GP(0) at CPL 3 and work at CPL
         check_ok!(reg::sidt(), "sidt at CPL 0");
         check_ok!(reg::str(), "str at CPL 0");
     }
+}
+
+// SDM volume 3, 2.5 (UMIP); AMD APM volume 2, 3.1.3.
+test!(umip, "With CR4.UMIP, SGDT and its kin are #GP(0) at CPL 3 and work at CPL 0.", || {
+    check_umip(&[
+        ("sgdt", asm_code!("sgdt [rsp - 64]", "ret")),
+        ("sidt", asm_code!("sidt [rsp - 64]", "ret")),
+        ("sldt eax", asm_code!("sldt eax", "ret")),
+        ("sldt [mem]", asm_code!("sldt word ptr [rsp - 64]", "ret")),
+        ("str eax", asm_code!("str eax", "ret")),
+        ("str [mem]", asm_code!("str word ptr [rsp - 64]", "ret")),
+    ]);
+});
+
+test!(umip_smsw, "With CR4.UMIP, SMSW is #GP(0) at CPL 3.", || {
+    check_umip(&[
+        ("smsw eax", asm_code!("smsw eax", "ret")),
+        ("smsw [mem]", asm_code!("smsw word ptr [rsp - 64]", "ret")),
+    ]);
 });
 
 // SDM volume 2, RDFSBASE: #UD if CR4.FSGSBASE is 0; #GP(0) for a base that is not canonical.
@@ -248,6 +262,16 @@ test!(fsgsbase, "RDFSBASE and its kin are #UD without CR4.FSGSBASE, and work wit
     check_done(&outcome, "wrgsbase and rdgsbase");
     check_eq!(outcome.regs.rbx, gs, "rdgsbase");
     check_eq!(rdmsr(reg::GS_BASE), Ok(gs), "GS_BASE after wrgsbase at CPL 3");
-    let outcome = run(asm_code!("wrfsbase rax"), 1 << 63);
-    check_end(&outcome, "wrfsbase of 1 << 63", GP, 0, 0);
+});
+
+test!(fsgsbase_canonical, "WRFSBASE and WRGSBASE of what is not canonical are #GP(0).", || {
+    cpuid::FSGSBASE.require();
+    check_ok!(reg::set_cr4(reg::cr4() | reg::CR4_FSGSBASE));
+    for (what, code) in
+        [("wrfsbase", asm_code!("wrfsbase rax")), ("wrgsbase", asm_code!("wrgsbase rax"))]
+    {
+        let mut user = User::new(code);
+        user.regs.rax = 1 << 63;
+        check_end(&user.run(), what, GP, 0, 0);
+    }
 });

@@ -9,6 +9,12 @@ use tempfile::TempDir;
 use crate::machine::HostError;
 use crate::name::Name;
 
+/// The host's console in such a directory.
+pub const CONSOLE: &str = "console.log";
+
+/// What its emulator has to say there.
+pub const LOG: &str = "emulator.log";
+
 /// How long a directory stays that no boot writes to any more: that of a host that died, for people to
 /// look at, or of a run that was killed.
 const KEPT: Duration = Duration::from_secs(24 * 3600);
@@ -63,7 +69,7 @@ mod tests {
         let make = |name: &str, file: SystemTime, dir: SystemTime| {
             let path = cache.path().join("boots").join(name);
             fs::create_dir_all(&path).expect("a directory");
-            let log = File::create(path.join("console.log")).expect("a file");
+            let log = File::create(path.join(CONSOLE)).expect("a file");
             log.set_modified(file).expect("a time");
             File::open(&path).and_then(|path| path.set_modified(dir)).expect("a time");
             path

@@ -2,7 +2,7 @@
 //! the hash of its contents.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -12,6 +12,7 @@ use testcases::load::Catalog;
 use crate::cpio::{Archive, CpioError};
 use crate::modules::Module;
 use crate::programs::Programs;
+use crate::whole;
 
 /// How many images are kept: those of every host for the last few states of the sources.
 const KEPT: usize = 8;
@@ -158,10 +159,7 @@ fn keep(path: &Path, dir: &Path, bytes: &[u8]) -> io::Result<()> {
         File::open(path)?.set_modified(SystemTime::now())?;
         return Ok(());
     }
-    fs::create_dir_all(dir)?;
-    let mut draft = tempfile::NamedTempFile::new_in(dir)?;
-    draft.write_all(bytes)?;
-    draft.persist(path).map_err(|e| e.error)?;
+    whole::write(path, bytes)?;
     let mut images = Vec::new();
     for entry in fs::read_dir(dir)? {
         let entry = entry?;

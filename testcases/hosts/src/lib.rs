@@ -21,3 +21,4 @@ pub mod programs;
 pub mod qemu;
 pub mod run;
 pub mod session;
+mod whole;

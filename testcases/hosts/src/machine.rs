@@ -17,7 +17,7 @@ use vmm::host::tsc;
 
 use crate::bochs::{self, BochsError, KernelImage};
 use crate::boots;
-use crate::cpio::{Archive, CpioError};
+use crate::cpio::Archive;
 use crate::device::Devices;
 use crate::kernel::{self, KernelError};
 use crate::modules::Module;
@@ -26,6 +26,7 @@ use crate::pieces::{BochsFirmware, Kernel, Program};
 use crate::plan::Params;
 use crate::qemu::{self, QemuError};
 use crate::session::{self, Ending, Patience, Session};
+use crate::whole;
 
 /// What executes the machine's instructions, with what it takes.
 #[derive(Clone, Debug)]
@@ -149,12 +150,6 @@ pub enum HostError {
     Cancelled(Name),
 }
 
-impl From<CpioError> for HostError {
-    fn from(error: CpioError) -> HostError {
-        HostError::Job(Name::Amd, error.to_string())
-    }
-}
-
 /// A boot that is put together: the command that starts it, and its directory.
 pub struct Prepared {
     /// The command.
@@ -185,9 +180,7 @@ impl Machine {
             "tsc=reliable".into(),
             "no_timer_check".into(),
             "cryptomgr.notests".into(),
-            // A VM's end waits for RCU, and its beginning for zeros: half of its time, and a tenth of
-            // its instructions.
-            "rcupdate.rcu_expedited=1".into(),
+            // A VM begins with pages that are zeroed before they are written: a tenth of its instructions.
             "init_on_alloc=0".into(),
             "random.trust_cpu=on".into(),
             format!("exitlab.processor={}", self.emulator.word()),
@@ -229,9 +222,13 @@ impl Machine {
         let job = serde_json::to_vec(&Job { modules, task })
             .map_err(|e| HostError::Job(self.name, e.to_string()))?;
         let mut archive = Archive::default();
-        archive.file(job::PATH.trim_start_matches('/'), 0o644, job)?;
+        let mut add = |name: &str, bytes: Vec<u8>| {
+            let added = archive.file(name.trim_start_matches('/'), 0o644, bytes);
+            added.map_err(|e| HostError::Job(self.name, e.to_string()))
+        };
+        add(job::PATH, job)?;
         for (name, path) in files {
-            archive.file(name.trim_start_matches('/'), 0o644, read(&path)?)?;
+            add(&name, read(&path)?)?;
         }
         let job = archive.to_bytes();
         let command_line = format!("{} tsc_early_khz={}", self.command_line(), self.tsc_khz());
@@ -310,7 +307,7 @@ impl Machine {
     ) -> Result<Session, HostError> {
         let mut prepared = self.prepare(errand, params, None)?;
         let (console, log) =
-            (prepared.dir.path().join(bochs::CONSOLE), prepared.dir.path().join(bochs::LOG));
+            (prepared.dir.path().join(boots::CONSOLE), prepared.dir.path().join(boots::LOG));
         let command = &mut prepared.command;
         let mut session =
             session::run(command, &console, &log, self.patience, cancel, &mut |envelope| {
@@ -423,16 +420,12 @@ fn read(path: &Path) -> Result<Vec<u8>, HostError> {
 }
 
 /// Writes a file so that it is there whole or not at all.
-pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), HostError> {
-    let write = || -> io::Result<()> {
-        let dir = path.parent().unwrap_or(Path::new("."));
-        fs::create_dir_all(dir)?;
-        let file = tempfile::NamedTempFile::new_in(dir)?;
-        fs::write(file.path(), bytes)?;
-        file.persist(path).map_err(|e| e.error)?;
-        Ok(())
-    };
-    write().map_err(|error| HostError::File { what: "write", path: path.into(), error })
+fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), HostError> {
+    whole::write(path, bytes).map_err(|error| HostError::File {
+        what: "write",
+        path: path.into(),
+        error,
+    })
 }
 
 #[cfg(test)]
@@ -440,15 +433,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_are_told_apart_and_files_are_whole() {
+    fn parts_are_told_apart_and_a_file_that_cannot_be_written_is_named() {
         assert_ne!(hash(&[b"ab", b"c"]), hash(&[b"a", b"bc"]));
         let dir = tempfile::tempdir().expect("a directory");
-        let path = dir.path().join("a/b");
+        let path = dir.path().join("a");
         write_whole(&path, b"x").expect("a file");
-        write_whole(&path, b"y").expect("a file");
-        assert_eq!(fs::read(&path).expect("a file"), b"y");
-        assert_eq!(fs::read_dir(dir.path().join("a")).expect("a directory").count(), 1);
         let error = write_whole(&path.join("c"), b"z").unwrap_err().to_string();
-        assert!(error.contains("a/b/c"), "{error}");
+        assert!(error.contains("a/c"), "{error}");
     }
 }

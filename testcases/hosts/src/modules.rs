@@ -315,24 +315,40 @@ fn modinfo(elf: &[u8]) -> Result<Vec<(String, String)>, String> {
     if (head.e_type, head.e_machine) != (header::ET_REL, header::EM_X86_64) {
         return Err("it is no relocatable ELF for x86-64".to_owned());
     }
-    let cut = |what| format!("its {what} is not in the file, which was cut off");
+    let section = section(elf, ".modinfo")?;
+    let (_, section) = section.ok_or("it has no section .modinfo, so it is no kernel module")?;
+    let bytes = contents(elf, &section).ok_or_else(|| cut("section .modinfo"))?;
+    Ok(entries(bytes))
+}
+
+/// What is wrong with an ELF of which a part is missing.
+fn cut(what: &str) -> String {
+    format!("its {what} is not in the file, which was cut off")
+}
+
+/// What a section of an ELF holds.
+fn contents<'a>(elf: &'a [u8], section: &SectionHeader) -> Option<&'a [u8]> {
+    let start = usize::try_from(section.sh_offset).ok()?;
+    elf.get(start..start.checked_add(usize::try_from(section.sh_size).ok()?)?)
+}
+
+/// The section of this name in an ELF of 64 bits, and where in the file its header is; or what is
+/// wrong with the ELF.
+fn section(elf: &[u8], name: &str) -> Result<Option<(usize, SectionHeader)>, String> {
+    let head = header64::Header::parse(elf).map_err(|e| format!("its ELF header: {e}"))?;
     let ctx = Ctx::new(Container::Big, Endian::Little);
     let sections = usize::try_from(head.e_shoff)
         .ok()
-        .and_then(|at| SectionHeader::parse(elf, at, head.e_shnum.into(), ctx).ok())
-        .ok_or_else(|| cut("table of sections"))?;
-    let bytes = |section: &SectionHeader| {
-        let start = usize::try_from(section.sh_offset).ok()?;
-        elf.get(start..start.checked_add(usize::try_from(section.sh_size).ok()?)?)
-    };
-    let names = sections.get(usize::from(head.e_shstrndx)).and_then(bytes);
+        .and_then(|at| Some((at, SectionHeader::parse(elf, at, head.e_shnum.into(), ctx).ok()?)));
+    let (start, sections) = sections.ok_or_else(|| cut("table of sections"))?;
+    let names = sections.get(usize::from(head.e_shstrndx)).and_then(|s| contents(elf, s));
     let names = names.ok_or_else(|| cut("table of section names"))?;
-    let is_modinfo = |section: &&SectionHeader| {
-        names.get(section.sh_name..).is_some_and(|name| name.starts_with(b".modinfo\0"))
+    let is_it = |section: &SectionHeader| {
+        let rest = names.get(section.sh_name..).and_then(|n| n.strip_prefix(name.as_bytes()));
+        rest.is_some_and(|rest| rest.first() == Some(&0))
     };
-    let section = sections.iter().find(is_modinfo);
-    let section = section.ok_or("it has no section .modinfo, so it is no kernel module")?;
-    Ok(entries(bytes(section).ok_or_else(|| cut("section .modinfo"))?))
+    let at = sections.iter().position(is_it);
+    Ok(at.map(|at| (start + at * SectionHeader::size(ctx), sections[at].clone())))
 }
 
 /// Which of `modules` the parameter in `text` (`ept=0`, or `kvm_intel.ept=0`) is one of: an entry of

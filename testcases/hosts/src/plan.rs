@@ -124,6 +124,7 @@ mod tests {
             cpus: 2,
             memory: 1 << 30,
             free_hugepages: BTreeMap::new(),
+            userfault: Err("no userfaultfd".into()),
             vfio_device: Err("no vfio-pci".into()),
         }
     }

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs;
+use std::io;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,9 +18,10 @@ use testcases::runner::{self, CaseReport, CaseResult, Collector, Log, RunResult,
 use testcases::verdict::{Outcome, Verdict};
 use testcases::wire::Message;
 
-use crate::machine::{Errand, HostError, Machine, write_whole};
+use crate::machine::{Errand, HostError, Machine};
 use crate::plan::{self, Params, Wanted};
 use crate::session::{Ending, Session};
+use crate::whole;
 
 /// What a case is taken to last if it never ran: a case that says it is slow, and another one.
 const UNKNOWN: (Duration, Duration) = (Duration::from_secs(10), Duration::from_millis(500));
@@ -71,7 +73,7 @@ struct Left<'a> {
     running: Vec<usize>,
     /// Cases that were not started.
     waiting: Vec<usize>,
-    end: Result<(Ending, Session), HostError>,
+    end: Result<Session, HostError>,
 }
 
 /// Runs the cases on the machine, and returns what came out of each. Those for which the host cannot
@@ -269,7 +271,7 @@ fn run_boot<'a>(
         }
         ControlFlow::Continue(())
     });
-    Left { boot, running, waiting, end: end.map(|session| (session.ending.clone(), session)) }
+    Left { boot, running, waiting, end }
 }
 
 /// What becomes of the cases that a boot left over: an error for those that were running, a second
@@ -278,16 +280,16 @@ type Settled<'a> = (Vec<(usize, CaseReport)>, Option<Boot<'a>>);
 
 fn settle(left: Left<'_>) -> Result<Settled<'_>, HostError> {
     let Left { boot, running, waiting, end } = left;
-    let (ending, session) = end?;
+    let Session { ending, troubles, story } = end?;
     if ending == Ending::Cancelled || running.is_empty() && waiting.is_empty() {
         return Ok((vec![], None));
     }
     let mut what = ending.to_string();
-    if let Some(first) = session.troubles.first().and_then(|text| text.lines().next()) {
+    if let Some(first) = troubles.first().and_then(|text| text.lines().next()) {
         what = format!("{what}: {first}");
     }
     // The story of one host is told once.
-    let mut story = session.story.join("\n");
+    let mut story = story.join("\n");
     let mut error = |when: &str| {
         broken(&format!("{when} host {} {what}", boot.machine.name), std::mem::take(&mut story))
     };
@@ -336,8 +338,8 @@ impl Durations {
         }
     }
 
-    fn keep(&self) -> Result<(), HostError> {
+    fn keep(&self) -> io::Result<()> {
         let text = serde_json::to_vec_pretty(&self.known).unwrap_or_default();
-        write_whole(&self.path, &text)
+        whole::write(&self.path, &text)
     }
 }

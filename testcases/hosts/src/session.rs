@@ -90,12 +90,6 @@ impl fmt::Display for Ending {
 pub struct Session {
     /// How it ended.
     pub ending: Ending,
-    /// How long it took.
-    pub took: Duration,
-    /// How long it took until the agent reported, if it did.
-    pub booted: Option<Duration>,
-    /// Bytes on the result channel that were no message.
-    pub garbage_bytes: u64,
     /// What the agent said did not work.
     pub troubles: Vec<String>,
     /// The end of the console, what the emulator said, and what was garbage: for people.
@@ -240,14 +234,7 @@ pub fn run(
         add(&mut story, "its emulator says", &said.contents());
         add(&mut story, "between its messages", &decoder.garbage());
     }
-    Session {
-        ending,
-        took: start.elapsed(),
-        booted: heard.first.map(|(at, _)| at - start),
-        garbage_bytes: decoder.garbage_bytes(),
-        troubles,
-        story,
-    }
+    Session { ending, troubles, story }
 }
 
 /// Adds the last lines of a text, under a title.

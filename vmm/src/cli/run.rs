@@ -166,6 +166,14 @@ pub struct Run {
     #[arg(long)]
     exit_rips: bool,
 
+    /// Let the guest ask for KVM ioctls about itself (payload_abi::lab says how).
+    #[arg(long, conflicts_with = "trace")]
+    lab: bool,
+
+    /// Give each vCPU a dirty ring of this many entries, a power of two.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    dirty_ring: u32,
+
     /// Let a VM go on whose every vCPU is halted with interrupts off: an NMI may come.
     #[arg(long)]
     keep_halted: bool,
@@ -205,6 +213,9 @@ impl Run {
                         match finished.ended.vcpu {
                             Some(vcpu) => say(format_args!("\nvmm: vCPU {vcpu}: {stop}\n")),
                             None => say(format_args!("\nvmm: {stop}\n")),
+                        }
+                        if let Some(why) = finished.lab {
+                            say(format_args!("vmm: lab: {why}\n"));
                         }
                         finished.reports.iter().for_each(say);
                     }
@@ -287,10 +298,12 @@ impl Run {
                 sync_regs: self.exit_rips,
                 cpu_pm: self.cpu_pm == OnOff::On,
                 cpus: self.cpus,
+                dirty_ring: self.dirty_ring,
             },
             serial: self.serial,
             timeout: self.timeout,
             trace: self.trace,
+            lab: self.lab,
             keep_halted: self.keep_halted,
             acpi: self.acpi == OnOff::On,
             again: false,

@@ -3,6 +3,7 @@
 //! [`kvm`] is the only place that knows KVM.
 
 pub mod kvm;
+pub mod lab;
 
 use crate::cpu::CpuState;
 use crate::exit::{Entry, Exit};

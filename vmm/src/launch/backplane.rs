@@ -7,12 +7,12 @@ use crate::device::Nanos;
 use crate::host::console::OutputQueue;
 use crate::host::events::Wake;
 use crate::hv::Vm;
-use crate::hv::kvm::KvmVm;
+use crate::hv::kvm::CurrentVm;
 use crate::machine::Backplane;
 
 /// Interrupt lines to KVM, output to the console, deadlines to the supervising thread.
 pub(super) struct KvmBackplane {
-    vm: Arc<KvmVm>,
+    vm: Arc<CurrentVm>,
     output: Option<Arc<OutputQueue>>,
     wake: Wake,
     /// Calls that the host refused: a guest's doing never ends the VM.
@@ -20,14 +20,14 @@ pub(super) struct KvmBackplane {
 }
 
 impl KvmBackplane {
-    pub(super) fn new(vm: Arc<KvmVm>, output: Option<Arc<OutputQueue>>, wake: Wake) -> Self {
+    pub(super) fn new(vm: Arc<CurrentVm>, output: Option<Arc<OutputQueue>>, wake: Wake) -> Self {
         KvmBackplane { vm, output, wake, refused: AtomicU64::new(0) }
     }
 }
 
 impl Backplane for KvmBackplane {
     fn set_line(&self, gsi: u32, level: bool) {
-        if self.vm.set_line(gsi, level).is_err() {
+        if self.vm.get().set_line(gsi, level).is_err() {
             self.refused.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -40,7 +40,7 @@ impl Backplane for KvmBackplane {
     }
 
     fn remap_page(&self, gpa: u64) {
-        if self.vm.remap_page(gpa).is_err() {
+        if self.vm.get().remap_page(gpa).is_err() {
             self.refused.fetch_add(1, Ordering::Relaxed);
         }
     }

@@ -88,6 +88,12 @@ pub enum LaunchError {
         "the host has no thread for a vCPU: {0}; ask for fewer with --cpus, or raise the limit"
     )]
     Thread(io::Error),
+    /// A recording of a guest with a lab.
+    #[error(
+        "a guest with a lab cannot be recorded: what it asks its lab for is no business of the \
+         board's; leave --lab or --trace out"
+    )]
+    LabTrace,
     /// The recording.
     #[error(transparent)]
     Trace(#[from] RecordError),

@@ -32,7 +32,7 @@ impl Default for ExitLog {
 
 impl ExitLog {
     #[inline]
-    pub(super) fn push(&mut self, exit: &Exit, entry: Entry, rip: Option<u64>) {
+    pub(crate) fn push(&mut self, exit: &Exit, entry: Entry, rip: Option<u64>) {
         self.ring[self.count as usize % KEPT] = Logged { exit: *exit, entry, rip };
         self.count += 1;
     }

@@ -12,9 +12,9 @@ use crate::machine::Context;
 use report::VcpuReport;
 
 /// Answers the exits of a vCPU: the machine, or a recorder before it.
-pub trait Handler: Sync {
-    /// The answer to `exit` of vCPU `index`.
-    fn handle(&self, cx: &mut Context, index: usize, exit: &Exit) -> Entry;
+pub trait Handler<V>: Sync {
+    /// The answer to `exit` of vCPU `index`, which is `vcpu` and outside of guest mode.
+    fn handle(&self, cx: &mut Context, index: usize, vcpu: &mut V, exit: &Exit) -> Entry;
 }
 
 /// How a VM ended.
@@ -143,7 +143,7 @@ impl<K: Kick> Control<K> {
         index: usize,
         vcpu: &mut V,
         cx: &mut Context,
-        handler: &impl Handler,
+        handler: &impl Handler<V>,
         ram: &crate::ram::GuestRam,
     ) -> Option<VcpuReport> {
         let seat = &self.seats[index];
@@ -165,7 +165,7 @@ impl<K: Kick> Control<K> {
             }
             seat.exits.fetch_add(1, Ordering::Relaxed);
             cx.rip = vcpu.synced_rip();
-            entry = handler.handle(cx, index, &exit);
+            entry = handler.handle(cx, index, vcpu, &exit);
             if let Entry::Stop(stop) = entry {
                 self.end(Some(index), stop);
             }

@@ -73,8 +73,8 @@ fn played(exits: &[Exit]) -> Played {
 /// Answers everything but a halt with Resume.
 struct Board;
 
-impl Handler for Board {
-    fn handle(&self, cx: &mut Context, _: usize, exit: &Exit) -> Entry {
+impl<V> Handler<V> for Board {
+    fn handle(&self, cx: &mut Context, _: usize, _: &mut V, exit: &Exit) -> Entry {
         let ram = GuestRam::new(2 << 20, Backing::Auto).expect("2 MiB");
         let clock = Arc::new(crate::machine::ManualClock::default());
         let nowhere = Arc::new(crate::machine::Nowhere);

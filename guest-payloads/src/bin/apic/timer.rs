@@ -261,7 +261,8 @@ test!(deadline_disarms, "A deadline is kept until it is due, and 0 takes it back
         set_deadline(far);
         check_eq!(deadline(), far, "IA32_TSC_DEADLINE");
         // What is taken back before it is due never fires; a host that was busy in between makes it
-        // another try.
+        // another try. So does one that came back at the very end: KVM takes a timer as expired some
+        // microseconds early, and waits for the rest when it injects.
         let mut tries = 0..100;
         let before = loop {
             check!(tries.next().is_some(), "no deadline could be taken back in time");
@@ -269,7 +270,7 @@ test!(deadline_disarms, "A deadline is kept until it is due, and 0 takes it back
             set_deadline(due);
             set_deadline(0);
             check_eq!(deadline(), 0, "IA32_TSC_DEADLINE after 0");
-            if time::rdtsc_ordered() < due {
+            if time::rdtsc_ordered() + 300_000 < due {
                 break irq::count(VECTOR);
             }
             irq::let_in(SETTLE);

@@ -34,14 +34,10 @@ fn long(at: u64) -> u64 {
 
 // Xen's docs/misc/pvh.pandoc: "cr0: bit 0 (PE) must be set. All the other writeable bits are
 // cleared"; CR4 all clear; EFLAGS without VM, IF and TF; EBX leads to hvm_start_info.
-test!(pvh_state, "PVH enters with PE alone in CR0, CR4 clear, and VM, IF and TF off.", || {
-    let state = entered_by(Protocol::Pvh);
-    if is_long(&state) {
-        skip!("entered in 64-bit mode");
-    }
+test!(pvh_state, "PVH enters with PE alone in CR0, and VM, IF and TF off.", || {
+    let state = entered_by_pvh();
     // ET cannot be written.
     check_eq!(state.cr0 & !(1 << 4), reg::CR0_PE, "CR0 but for ET");
-    check_eq!(state.cr4, 0, "CR4");
     check_eq!(state.rflags & (FLAG_VM | reg::FLAG_IF | reg::FLAG_TF), 0, "EFLAGS");
     check_eq!(state.efer & reg::EFER_LMA, 0, "EFER.LMA");
     check_eq!(word(state.rbx), PVH_MAGIC, "first word at EBX = {:#x}", state.rbx);
@@ -50,6 +46,18 @@ test!(pvh_state, "PVH enters with PE alone in CR0, CR4 clear, and VM, IF and TF 
         check!(selector != 0 && selector & 3 == 0, "{name} is {selector:#x}");
     }
 });
+
+test!(pvh_cr4, "PVH enters with CR4 clear.", || {
+    check_eq!(entered_by_pvh().cr4, 0, "CR4");
+});
+
+fn entered_by_pvh() -> EntryState {
+    let state = entered_by(Protocol::Pvh);
+    if is_long(&state) {
+        skip!("entered in 64-bit mode");
+    }
+    state
+}
 
 // Xen's public/arch-x86/hvm/start_info.h.
 test!(pvh_info, "hvm_start_info is of version 1, with reserved fields clear.", || {
@@ -111,10 +119,7 @@ test!(
     elf_state,
     "A plain ELF64 is entered in 64-bit mode with a stack and its information.",
     || {
-        let state = entered_by(Protocol::Pvh);
-        if !is_long(&state) {
-            skip!("entered in 32-bit mode");
-        }
+        let state = entered_in_long_mode();
         check_eq!(state.rdi, state.rbx, "RDI and RBX");
         check_eq!(word(state.rdi), PVH_MAGIC, "first word at RDI");
         check_eq!(state.rsp % 16, 8, "RSP {:#x} modulo 16", state.rsp);
@@ -122,12 +127,23 @@ test!(
         check!(in_ram(state.rsp - 0x1000), "no page of stack below {:#x}", state.rsp);
         let want = reg::CR0_PE | reg::CR0_PG;
         check_eq!(state.cr0 & (want | reg::CR0_CD | reg::CR0_NW | reg::CR0_TS), want, "CR0");
-        check_eq!(state.cr4, reg::CR4_PAE, "CR4");
         check_eq!(state.efer, reg::EFER_LMA | reg::EFER_LME, "EFER");
         check_eq!(state.rflags, 2, "RFLAGS");
         check!(in_ram(state.cr3), "CR3 is {:#x}", state.cr3);
     }
 );
+
+test!(elf_cr4, "A plain ELF64 is entered with PAE alone in CR4.", || {
+    check_eq!(entered_in_long_mode().cr4, reg::CR4_PAE, "CR4");
+});
+
+fn entered_in_long_mode() -> EntryState {
+    let state = entered_by(Protocol::Pvh);
+    if !is_long(&state) {
+        skip!("entered in 32-bit mode");
+    }
+    state
+}
 
 // IBM's AT gate: with A20 off, bit 20 of every address is 0. Both protocols want it on.
 test!(a20, "Address bit 20 is there: low memory does not show above 1 MiB.", || {

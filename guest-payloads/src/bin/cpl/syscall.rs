@@ -38,33 +38,39 @@ fn noting() -> &'static [u8] {
     asm_code!("mov r8d, cs", "mov r9d, ss", "mov r10, rsp", "pushfq", "pop r12", "sysretq")
 }
 
+/// Checks SYSCALL and SYSRET with these flags set besides what CPL 3 has, under several masks.
+fn check_there_and_back(flags: u64) {
+    for mask in [0, reg::FLAG_IF, reg::FLAG_IF | reg::FLAG_DF | reg::FLAG_CF | FLAG_NT, 0xffff_fffd]
+    {
+        arrive(noting(), mask | reg::FLAG_IF | reg::FLAG_TF);
+        let mask = mask | reg::FLAG_IF | reg::FLAG_TF;
+        let mut user = User::new(asm_code!("syscall", "mov r13d, cs", "mov r14d, ss", "ret"));
+        let flags = user.regs.rflags | flags;
+        user.regs.rflags = flags;
+        let outcome = user.run();
+        let regs = outcome.regs;
+        check_done(&outcome, "syscall and sysretq");
+        check_eq!(regs.r8, u64::from(KERNEL_CS), "CS behind syscall");
+        check_eq!(regs.r9, u64::from(KERNEL_DS), "SS behind syscall");
+        check_eq!(regs.r10, user.regs.rsp, "RSP behind syscall: as it was");
+        check_eq!(regs.r12, flags & !mask | 2, "RFLAGS behind syscall with FMASK {mask:#x}");
+        check_eq!(regs.rcx, code_address() + 2, "RCX");
+        check_eq!(regs.r11, flags, "R11");
+        check_eq!(regs.r13, u64::from(USER_CS), "CS behind sysretq");
+        check_eq!(regs.r14, u64::from(USER_DS), "SS behind sysretq");
+        check_eq!(regs.rflags & !reg::FLAG_RF, flags, "RFLAGS behind sysretq");
+    }
+}
+
 test!(
     syscall,
     "SYSCALL enters CPL 0 with RCX, R11, CS, SS and masked flags; SYSRET undoes it.",
-    || {
-        for mask in
-            [0, reg::FLAG_IF, reg::FLAG_IF | reg::FLAG_DF | reg::FLAG_CF | FLAG_NT, 0xffff_fffd]
-        {
-            arrive(noting(), mask | reg::FLAG_IF | reg::FLAG_TF);
-            let mask = mask | reg::FLAG_IF | reg::FLAG_TF;
-            let mut user = User::new(asm_code!("syscall", "mov r13d, cs", "mov r14d, ss", "ret"));
-            let flags = user.regs.rflags | reg::FLAG_CF | reg::FLAG_DF | FLAG_NT;
-            user.regs.rflags = flags;
-            let outcome = user.run();
-            let regs = outcome.regs;
-            check_done(&outcome, "syscall and sysretq");
-            check_eq!(regs.r8, u64::from(KERNEL_CS), "CS behind syscall");
-            check_eq!(regs.r9, u64::from(KERNEL_DS), "SS behind syscall");
-            check_eq!(regs.r10, user.regs.rsp, "RSP behind syscall: as it was");
-            check_eq!(regs.r12, flags & !mask | 2, "RFLAGS behind syscall with FMASK {mask:#x}");
-            check_eq!(regs.rcx, code_address() + 2, "RCX");
-            check_eq!(regs.r11, flags, "R11");
-            check_eq!(regs.r13, u64::from(USER_CS), "CS behind sysretq");
-            check_eq!(regs.r14, u64::from(USER_DS), "SS behind sysretq");
-            check_eq!(regs.rflags & !reg::FLAG_RF, flags, "RFLAGS behind sysretq");
-        }
-    }
+    || check_there_and_back(FLAG_NT)
 );
+
+test!(syscall_flags, "SYSCALL keeps arithmetic flags and DF that FMASK does not have.", || {
+    check_there_and_back(reg::FLAG_CF | reg::FLAG_DF);
+});
 
 test!(sysret_compat, "SYSRET without REX.W returns to 32-bit code.", || {
     arrive(asm_code!("sysret"), reg::FLAG_IF);

@@ -72,27 +72,36 @@ test!(physical_bits_cr3, "CR3 refuses an address beyond the physical bits.", || 
 });
 
 // SDM volume 1, 3.3.7.1: #SS through RSP or RBP, #GP otherwise, for addresses not canonical.
-test!(
-    canonical_access,
-    "Accesses to addresses that are not canonical are #GP, or #SS by the stack.",
-    || {
-        let la57 = reg::cr4() & reg::CR4_LA57 != 0;
-        let half = if la57 { 1_u64 << 56 } else { 1 << 47 };
-        for at in [half, half.wrapping_neg() - 8, 1 << 63, 1 << 57] {
-            check_trap!(mem::read::<u64>(at), GP, 0, "read {at:#x}");
-            check_trap!(mem::write(at, 0_u64), GP, 0, "write {at:#x}");
-            let read = insn!(
-                "xchg rbp, {0}", "mov {1}, [rbp]", "xchg rbp, {0}"; inout(reg) at => _, out(reg) _
-            );
-            // The trap leaves the address in RBP, which the compiler is told nothing of.
-            check_trap!(read, SS, 0, "read {at:#x} by RBP");
-        }
-        for at in [half - 8, half.wrapping_neg()] {
-            let fault = check_trap!(mem::read::<u64>(at), PF, 0, "read {at:#x}");
-            check_eq!(fault.cr2, at, "CR2");
-        }
+test!(canonical_access, "Accesses to addresses that are not canonical are #GP.", || {
+    let half = half();
+    for at in not_canonical() {
+        check_trap!(mem::read::<u64>(at), GP, 0, "read {at:#x}");
+        check_trap!(mem::write(at, 0_u64), GP, 0, "write {at:#x}");
     }
-);
+    for at in [half - 8, half.wrapping_neg()] {
+        let fault = check_trap!(mem::read::<u64>(at), PF, 0, "read {at:#x}");
+        check_eq!(fault.cr2, at, "CR2");
+    }
+});
+
+test!(canonical_stack, "By the stack, accesses to such addresses are #SS.", || {
+    for at in not_canonical() {
+        let read = insn!(
+            "xchg rbp, {0}", "mov {1}, [rbp]", "xchg rbp, {0}"; inout(reg) at => _, out(reg) _
+        );
+        // The trap leaves the address in RBP, which the compiler is told nothing of.
+        check_trap!(read, SS, 0, "read {at:#x} by RBP");
+    }
+});
+
+/// Where the lower half of what is canonical ends.
+fn half() -> u64 {
+    if reg::cr4() & reg::CR4_LA57 != 0 { 1 << 56 } else { 1 << 47 }
+}
+
+fn not_canonical() -> [u64; 4] {
+    [half(), half().wrapping_neg() - 8, 1 << 63, 1 << 57]
+}
 
 const UMIP: u64 = reg::CR4_UMIP;
 const VMXE: u64 = 1 << 13;
@@ -134,14 +143,20 @@ test!(
         if !cpuid::VMX.present() {
             refuse(VMXE, "VMXE", "CPUID has no VMX");
         }
-        for bit in [15].into_iter().chain(33..64) {
-            refuse(1 << bit, "bit", "it is reserved");
-        }
+        refuse(1 << 15, "bit 15", "it is reserved");
         // SDM volume 3, 2.5: PAE and LA57 cannot change in long mode.
         check_trap!(reg::set_cr4(cr4 & !reg::CR4_PAE), GP, 0, "clear CR4.PAE in long mode");
         check_trap!(reg::set_cr4(cr4 ^ reg::CR4_LA57), GP, 0, "change CR4.LA57 in long mode");
     }
 );
+
+test!(cr4_high, "CR4 refuses bits above 32.", || {
+    let cr4 = reg::cr4();
+    for bit in 33..64 {
+        check_trap!(reg::set_cr4(cr4 | 1 << bit), GP, 0, "set bit {bit} of CR4");
+        check_eq!(reg::cr4(), cr4, "CR4 after the refused bit {bit}");
+    }
+});
 
 // SDM volume 2, MOV to control registers.
 test!(cr0_bits, "CR0 refuses what cannot go together.", || {

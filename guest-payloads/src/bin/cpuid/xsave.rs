@@ -126,8 +126,12 @@ test!(xcr0, "XCR0 refuses components that are not there or lack the ones they ne
     }
 });
 
-test!(no_osxsave, "Without CR4.OSXSAVE, XGETBV and XSETBV are #UD.", || {
+test!(no_osxsave, "Without CR4.OSXSAVE, XGETBV is #UD.", || {
     check_ok!(reg::set_cr4(reg::cr4() & !reg::CR4_OSXSAVE));
     check_trap!(reg::xgetbv(0), UD, 0, "xgetbv");
+});
+
+test!(no_osxsave_set, "Without CR4.OSXSAVE, XSETBV is #UD.", || {
+    check_ok!(reg::set_cr4(reg::cr4() & !reg::CR4_OSXSAVE));
     check_trap!(reg::xsetbv(0, X87), UD, 0, "xsetbv");
 });

@@ -133,9 +133,9 @@ test!(
         ];
         for (what, change, vector, code) in cases {
             raw_gate(UD, change);
-            let told = format_args!("#UD through a gate with {what}");
-            let trap = check_second(insn!("ud2"), vector, code, told);
+            let ud = insn!("ud2");
             put_back(UD);
+            let trap = check_second(ud, vector, code, format_args!("#UD by a gate with {what}"));
             check!(trap.rflags & reg::FLAG_RF != 0, "no RF in {:#x}, {what}", trap.rflags);
             check_trap!(insn!("ud2"), UD, 0, "#UD through its own gate again");
         }
@@ -180,8 +180,16 @@ fn raise(vector: u8) {
 /// Nothing is mapped there.
 const NOWHERE: u64 = 0x6abc_d000_0000;
 
+test!(df_new_stack, "A #DF finds its stack, when nothing has touched that yet.", || {
+    raw_gate(DE, |gate| gate & !(1 << 47));
+    let result = catch(|| raise(DE));
+    put_back(DE);
+    check_trap!(result, DF, 0, "#NP on the way of #DE");
+});
+
 // SDM volume 3, tables 7-4 and 7-5: benign, contributory, page fault.
 test!(nested, "A fault on the way of an exception follows it, or both become #DF.", || {
+    check_ok!(mem::write(cpu::ist_range(1).end - 8, 0_u64), "touch the stack of #DF");
     // The second fault is #NP, which is contributory: the first one's gate is absent.
     for (first, second, code) in [(UD, NP, entry(UD)), (DE, DF, 0), (GP, DF, 0), (PF, DF, 0)] {
         raw_gate(first, |gate| gate & !(1 << 47));

@@ -35,7 +35,6 @@ test!(
         fault(divide, "idiv that overflows", DE, 0);
         fault(at!("ud2"), "ud2", UD, 0);
         fault(at!(".byte 0x06"), "push es in 64-bit code", UD, 0);
-        fault(at!(".byte 0xce"), "into in 64-bit code", UD, 0);
         fault(at!(".byte 0xf0, 0x01, 0xc0"), "lock of a register", UD, 0);
         fault(at!(".byte 0x8e, 0xc8"), "a load of CS", UD, 0);
         fault(at!("mov rax, [rcx]"; out("rax") _, in("rcx") 1_u64 << 63), "read", GP, 0);
@@ -47,6 +46,11 @@ test!(
         fault(at!("wrmsr"; in("ecx") 0x4000_00aa_u32, in("eax") 0, in("edx") 0), "wrmsr", GP, 0);
     }
 );
+
+// SDM volume 2, INT n/INTO/INT3/INT1.
+test!(into, "INTO is #UD in 64-bit code.", || {
+    fault(at!(".byte 0xce"), "into in 64-bit code", UD, 0);
+});
 
 test!(length, "An instruction of 15 bytes runs, and one of 16 is #GP(0).", || {
     check_ok!(insn!(
@@ -110,18 +114,28 @@ test!(segments, "Loading a bad selector at CPL 0 is #GP, #NP or #SS with the sel
         (USER_DS & !3, GP),
         (KERNEL_DS | 3, GP),
         (beyond, GP),
-        (3, GP),
     ] {
         check_trap!(reg::set_ss(bad), vector, u64::from(bad & !3), "load {bad:#x} into ss");
         check_eq!(reg::ss(), KERNEL_DS, "SS after the refused {bad:#x}");
     }
-    // A null SS is fine in 64-bit mode at CPL 0.
+    // A null SS is fine in 64-bit mode at CPL 0, with RPL 0.
     check_ok!(reg::set_ss(0));
     check_ok!(reg::set_ss(KERNEL_DS));
     check_ok!(reg::set_ds(read_only), "a read-only segment into ds");
 });
 
+// SDM volume 2, MOV: "IF segment selector is NULL ... IF CPL = 3 or SS's RPL is not CPL: #GP(0)".
+test!(null_ss, "Loading a null selector of RPL 3 into SS at CPL 0 is #GP(0).", || {
+    check_trap!(reg::set_ss(3), GP, 0, "load 3 into ss");
+    check_eq!(reg::ss(), KERNEL_DS, "SS after the refused 3");
+});
+
 // SDM volume 2, LTR and LLDT.
+test!(ltr_null, "LTR of a null selector is #GP(0).", || {
+    check_trap!(reg::ltr(0), GP, 0, "ltr of a null selector");
+    check_eq!(reg::str(), Ok(TSS_SELECTOR), "the task register");
+});
+
 test!(
     system_segments,
     "LTR and LLDT refuse what is no free TSS or LDT, with the selector.",
@@ -130,7 +144,6 @@ test!(
         cpu::set_descriptor(1, 0);
         let data = cpu::set_descriptor(2, DATA);
         let beyond = FREE_SELECTOR + 8 * cpu::GDT_FREE_SLOTS as u16;
-        check_trap!(reg::ltr(0), GP, 0, "ltr of a null selector");
         // Loaded already, so it is busy.
         check_trap!(reg::ltr(TSS_SELECTOR), GP, u64::from(TSS_SELECTOR), "ltr of a busy TSS");
         check_trap!(reg::ltr(data), GP, u64::from(data), "ltr of a data segment");
@@ -149,34 +162,42 @@ test!(
 /// Nothing is mapped there.
 const NOWHERE: u64 = 0x6abc_d000_0000;
 
+/// Checks that a far return and an interrupt return to this code segment fault with its selector.
+fn check_return(bad: u16, vector: u8) {
+    // What is left on the stack goes with the frame that `catch` abandons.
+    let far = catch(
+        || insn_raw!("push {0}", "push {1}", "retfq"; in(reg) u64::from(bad), in(reg) NOWHERE),
+    );
+    check_trap!(far, vector, u64::from(bad), "retfq to selector {bad:#x}");
+    let interrupt = catch(|| {
+        insn_raw!(
+            "push 0x10", "push rsp", "push 2", "push {0}", "push {1}", "iretq";
+            in(reg) u64::from(bad), in(reg) NOWHERE
+        )
+    });
+    check_trap!(interrupt, vector, u64::from(bad), "iretq to selector {bad:#x}");
+}
+
 // SDM volume 2, RET and IRET.
 test!(returns, "RETF and IRET to a bad code segment are #GP or #NP with the selector.", || {
     let absent = cpu::set_descriptor(0, CODE & !PRESENT);
-    let both = cpu::set_descriptor(1, CODE | 1 << 54); // L and D
     for (bad, vector) in [
         (0, GP),
         (KERNEL_DS, GP),
         (TSS_SELECTOR, GP),
         (FREE_SELECTOR + 8 * cpu::GDT_FREE_SLOTS as u16, GP),
         (absent, NP),
-        (both, GP),
     ] {
-        // What is left on the stack goes with the frame that `catch` abandons.
-        let far = catch(
-            || insn_raw!("push {0}", "push {1}", "retfq"; in(reg) u64::from(bad), in(reg) NOWHERE),
-        );
-        check_trap!(far, vector, u64::from(bad), "retfq to selector {bad:#x}");
-        let interrupt = catch(|| {
-            insn_raw!(
-                "push 0x10", "push rsp", "push 2", "push {0}", "push {1}", "iretq";
-                in(reg) u64::from(bad), in(reg) NOWHERE
-            )
-        });
-        check_trap!(interrupt, vector, u64::from(bad), "iretq to selector {bad:#x}");
+        check_return(bad, vector);
     }
     // NT means a task switch, which 64-bit mode does not have.
     let nested = catch(|| insn_raw!("pushfq", "or dword ptr [rsp], 0x4000", "popfq", "iretq"));
     check_trap!(nested, GP, 0, "iretq with NT set");
+});
+
+// SDM volume 3, 3.4.5: with L set, D must be clear.
+test!(return_to_both, "RETF and IRET to a code segment with both L and D are #GP.", || {
+    check_return(cpu::set_descriptor(0, CODE | 1 << 54), GP);
 });
 
 simd_fn! {

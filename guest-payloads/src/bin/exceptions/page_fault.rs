@@ -23,16 +23,40 @@ fn map(flags: Flags) -> paging::Entry {
     paging::map(AT, frame.address(), Size::K4, flags)
 }
 
+/// What is wrong with a page, its entry, and the error codes of a read, of a write but for W, and of a
+/// call but for I; none if it is done.
+type Wrong = (&'static str, u64, Option<u64>, Option<u64>, Option<u64>);
+
+/// Checks accesses to a page by each entry.
+fn check_codes(leaf: &paging::Entry, wrong: &[Wrong]) {
+    let fetch = if cpuid::NX.present() { I } else { 0 };
+    for &(what, value, read, write, call) in wrong {
+        paging::set(AT, leaf, value);
+        let tries = [
+            ("read", read, 0, mem::read::<u64>(AT).map(drop)),
+            ("write", write, W, mem::write(AT, 0xc3c3_c3c3_u32)),
+            ("call", call, fetch, mem::call(AT).map(drop)),
+        ];
+        for (how, expected, bits, result) in tries {
+            let Some(code) = expected else {
+                check_ok!(result, "{how} of a page: {what}");
+                continue;
+            };
+            let fault = check_trap!(result, PF, code | bits, "{how} of a page: {what}");
+            check_eq!(fault.cr2, AT, "CR2, {how} of a page: {what}");
+            check_rf(fault.rflags, how);
+            check!(how != "call" || fault.rip == AT, "call of a page: {what}: {fault}");
+        }
+    }
+}
+
 test!(
     pf_codes,
     "The error code of a page fault at CPL 0 says what was done and what was wrong.",
     || {
         let leaf = map(Flags::RW);
         let nx = cpuid::NX.present();
-        let fetch = if nx { I } else { 0 };
-        // Bit 51 is beyond the physical bits of every CPU that has fewer than 52.
-        let reserved = if cpuid::physical_bits() < 52 { 1 << 51 } else { 0 };
-        for (what, value, read, write, call) in [
+        let wrong = [
             ("not present", leaf.value & !Flags::P.0, Some(0), Some(0), Some(0)),
             ("all bits but P", !Flags::P.0, Some(0), Some(0), Some(0)),
             ("read-only", leaf.value & !Flags::W.0, None, Some(P), None),
@@ -43,39 +67,30 @@ test!(
                 None,
                 nx.then_some(P),
             ),
-            ("reserved", leaf.value | reserved, Some(P | RSVD), Some(P | RSVD), Some(P | RSVD)),
             ("right", leaf.value, None, None, None),
             ("for CPL 3", leaf.value | Flags::U.0, None, None, None),
-        ] {
-            if what == "reserved" && reserved == 0 {
-                continue;
-            }
-            paging::set(AT, &leaf, value);
-            let tries = [
-                ("read", read, 0, mem::read::<u64>(AT).map(drop)),
-                ("write", write, W, mem::write(AT, 0xc3c3_c3c3_u32)),
-                ("call", call, fetch, mem::call(AT).map(drop)),
-            ];
-            for (how, expected, bits, result) in tries {
-                let Some(code) = expected else {
-                    check_ok!(result, "{how} of a page: {what}");
-                    continue;
-                };
-                let fault = check_trap!(result, PF, code | bits, "{how} of a page: {what}");
-                check_eq!(fault.cr2, AT, "CR2, {how} of a page: {what}");
-                check_rf(fault.rflags, how);
-                check!(how != "call" || fault.rip == AT, "call of a page: {what}: {fault}");
-            }
-        }
+        ];
+        check_codes(&leaf, &wrong);
     }
 );
 
-test!(pf_user_reserved, "A reserved bit shows in the error code at CPL 3, with U.", || {
+/// Bit 51, beyond the physical bits of every CPU that has fewer than 52.
+fn reserved() -> u64 {
     if cpuid::physical_bits() > 51 {
         payload_rt::skip!("no bit of a page-table entry is reserved");
     }
+    1 << 51
+}
+
+test!(pf_reserved, "A reserved bit shows in the error code at CPL 0, with P.", || {
+    let leaf = map(Flags::RW);
+    let code = Some(P | RSVD);
+    check_codes(&leaf, &[("reserved", leaf.value | reserved(), code, code, code)]);
+});
+
+test!(pf_user_reserved, "A reserved bit shows in the error code at CPL 3, with U.", || {
     let leaf = map(Flags::RWU);
-    paging::set(AT, &leaf, leaf.value | 1 << 51);
+    paging::set(AT, &leaf, leaf.value | reserved());
     for (code, bits) in [
         (asm_code!("mov rbx, [rax]", "ret"), 0),
         (asm_code!("mov [rax], rbx", "ret"), W),
@@ -173,11 +188,14 @@ test!(pf_read_modify_write, "An instruction that reads and writes faults as a wr
         check_eq!(mem::read(at), Ok(0xc3c3_c3c3_c3c3_c3c3_u64), "memory after {what}");
     }
     paging::unmap(AT);
-    let fault = insn!("add qword ptr [{}], 1"; in(reg) at);
-    check_trap!(fault, PF, W, "add to a page that is not there");
     // A comparison only reads.
     let fault = insn!("cmp qword ptr [{}], 1"; in(reg) at);
     check_trap!(fault, PF, 0, "cmp with a page that is not there");
+});
+
+test!(pf_absent_read_modify_write, "So does one of a page that is not there.", || {
+    let fault = insn!("add qword ptr [{}], 1"; in(reg) AT + 8);
+    check_trap!(fault, PF, W, "add to a page that is not there");
 });
 
 // SDM volume 1, 7.3.9.3: RCX, RSI and RDI are as after the last iteration that was done.

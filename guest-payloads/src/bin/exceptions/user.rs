@@ -83,7 +83,6 @@ test!(
             way("ud2", asm_code!("ud2"), UD, 0),
             way("ud2 behind nops", asm_code!("nop", "nop", "nop", "ud2"), UD, 3),
             way("push es in 64-bit code", asm_code!(".byte 0x06"), UD, 0),
-            way("into in 64-bit code", asm_code!(".byte 0xce"), UD, 0),
             way("hlt", asm_code!("hlt"), GP, 0),
             way("a load of CS", asm_code!(".byte 0x8e, 0xc8"), UD, 0),
             way("lock of a register", asm_code!(".byte 0xf0, 0x01, 0xc0"), UD, 0),
@@ -94,42 +93,47 @@ test!(
     }
 );
 
-test!(
-    user_canonical,
-    "At CPL 3 an address that is not canonical is #GP(0), or #SS(0) by the stack.",
-    || {
-        let far = 1_u64 << 63;
-        for (what, code, vector) in [
-            ("read", asm_code!("mov rax, [r14]"), GP),
-            ("write", asm_code!("mov [r14], rax"), GP),
-            ("read by RBP", asm_code!("mov rax, [rbp]"), SS),
-            ("read by RSP", asm_code!("mov rax, [rsp]"), SS),
-            ("push", asm_code!("push rax"), SS),
-            ("pop", asm_code!("pop rax"), SS),
-            ("call", asm_code!("call 2f", "2: nop"), SS),
-            ("string", asm_code!("movsb"), GP),
-        ] {
-            let mut user = User::new(code);
-            (user.regs.r14, user.regs.rbp, user.regs.rsi) = (far, far, far);
-            if what != "read by RBP" {
-                user.regs.rsp = far;
-            }
-            let outcome = user.run();
-            let End::Trap(trap) = outcome.end else {
-                payload_rt::fail!("{what}: {:?}", outcome.end)
-            };
-            check!(trap.is(vector, 0), "{what}: {trap}, must be vector {vector} error 0");
-            check_eq!(trap.rip, code_address(), "RIP, {what}");
-            check_eq!(outcome.regs.rsp, user.regs.rsp, "RSP, {what}");
-        }
-        // The fault of a jump there is the jump's, or on AMD that of the fetch behind it.
-        let mut user = User::new(asm_code!("jmp r14"));
-        user.regs.r14 = far;
-        let End::Trap(trap) = user.run().end else { payload_rt::fail!("jmp went somewhere") };
-        check!(trap.is(GP, 0), "jmp: {trap}, must be #GP(0)");
-        check!([code_address(), far].contains(&trap.rip), "RIP of {trap}, by jmp to {far:#x}");
+test!(user_into, "INTO is #UD in 64-bit code at CPL 3, too.", || {
+    run(&way("into in 64-bit code", asm_code!(".byte 0xce"), UD, 0));
+});
+
+/// Checks an access to an address that is not canonical, by R14, RSI, RBP, or RSP if `by_rsp`.
+fn check_canonical(what: &str, code: &'static [u8], vector: u8, by_rsp: bool) {
+    let mut user = User::new(code);
+    (user.regs.r14, user.regs.rbp, user.regs.rsi) = (FAR, FAR, FAR);
+    if by_rsp {
+        user.regs.rsp = FAR;
     }
-);
+    let outcome = user.run();
+    let End::Trap(trap) = outcome.end else { payload_rt::fail!("{what}: {:?}", outcome.end) };
+    check!(trap.is(vector, 0), "{what}: {trap}, must be vector {vector} error 0");
+    check_eq!(trap.rip, code_address(), "RIP, {what}");
+    check_eq!(outcome.regs.rsp, user.regs.rsp, "RSP, {what}");
+}
+
+/// An address that is not canonical.
+const FAR: u64 = 1 << 63;
+
+test!(user_canonical, "At CPL 3 an address that is not canonical is #GP(0).", || {
+    check_canonical("read", asm_code!("mov rax, [r14]"), GP, false);
+    check_canonical("write", asm_code!("mov [r14], rax"), GP, false);
+    check_canonical("string", asm_code!("movsb"), GP, false);
+    // The fault of a jump there is the jump's, or on AMD that of the fetch behind it.
+    let mut user = User::new(asm_code!("jmp r14"));
+    user.regs.r14 = FAR;
+    let End::Trap(trap) = user.run().end else { payload_rt::fail!("jmp went somewhere") };
+    check!(trap.is(GP, 0), "jmp: {trap}, must be #GP(0)");
+    check!([code_address(), FAR].contains(&trap.rip), "RIP of {trap}, by jmp to {FAR:#x}");
+});
+
+// SDM volume 1, 3.3.7.1.
+test!(user_canonical_stack, "At CPL 3 such an address by the stack is #SS(0).", || {
+    check_canonical("read by RBP", asm_code!("mov rax, [rbp]"), SS, false);
+    check_canonical("read by RSP", asm_code!("mov rax, [rsp]"), SS, true);
+    check_canonical("push", asm_code!("push rax"), SS, true);
+    check_canonical("pop", asm_code!("pop rax"), SS, true);
+    check_canonical("call", asm_code!("call 2f", "2: nop"), SS, true);
+});
 
 // SDM volume 3, 7.15, #BP: a trap, through a gate of DPL 3.
 test!(user_traps, "INT3 at CPL 3 is #BP, behind it.", || {

@@ -395,40 +395,55 @@ fn require_four_levels() {
     }
 }
 
-test!(
-    not_canonical,
-    "An address that is not canonical is #GP(0), through RBP #SS(0), never #PF.",
-    || {
-        require_four_levels();
-        for at in NOT_CANONICAL {
-            let by_rbp = trap::catch(|| {
-                insn_raw!(
-                    "xchg rbp, {0}", "mov al, [rbp]", "xchg rbp, {0}";
-                    inout(reg) at => _, out("al") _
-                );
-            });
-            for (what, result, vector) in [
-                ("a read", mem::read::<u8>(at).map(|_| ()), trap::GP),
-                ("a write", mem::write(at, 0_u8), trap::GP),
-                ("a call", mem::call(at).map(|_| ()), trap::GP),
-                ("a read by RBP", by_rbp, trap::SS),
-            ] {
-                let fault = check_err!(result, "{what} at {at:#x}");
-                check!(fault.is(vector, 0), "{what} at {at:#x}: {fault}");
-            }
+test!(not_canonical, "An address that is not canonical is #GP(0), never #PF.", || {
+    require_four_levels();
+    for at in NOT_CANONICAL {
+        for (what, result) in [
+            ("a read", mem::read::<u8>(at).map(|_| ())),
+            ("a write", mem::write(at, 0_u8)),
+            ("a call", mem::call(at).map(|_| ())),
+        ] {
+            check_trap!(result, trap::GP, 0, "{what} at {at:#x}");
         }
     }
-);
+});
+
+test!(not_canonical_stack, "Through RBP it is #SS(0).", || {
+    require_four_levels();
+    for at in NOT_CANONICAL {
+        let by_rbp = trap::catch(|| {
+            insn_raw!(
+                "xchg rbp, {0}", "mov al, [rbp]", "xchg rbp, {0}";
+                inout(reg) at => _, out("al") _
+            );
+        });
+        check_trap!(by_rbp, trap::SS, 0, "a read by RBP at {at:#x}");
+    }
+});
+
+/// An instruction that accesses 8 bytes where RDI and RBP lead.
+type Mov = (&'static str, &'static [u8]);
+
+/// By other registers than those of the stack.
+fn plain() -> [Mov; 2] {
+    [
+        ("a read", asm_code!("mov rax, [rdi]", "ret")),
+        ("a write", asm_code!("mov [rdi], rax", "ret")),
+    ]
+}
+
+/// By RSP and RBP.
+fn by_stack() -> [Mov; 3] {
+    [
+        ("a read by RBP", asm_code!("mov rax, [rbp]", "ret")),
+        ("a read by RSP", asm_code!("mov rsp, rdi", "mov rax, [rsp]", "ud2")),
+        ("a pop", asm_code!("mov rsp, rdi", "pop rax", "ud2")),
+    ]
+}
 
 /// Checks that accesses of 8 bytes at `at` by CPL 3 fault as those do that are not canonical.
-fn check_not_canonical(at: u64) {
-    for (what, code, vector) in [
-        ("a read", asm_code!("mov rax, [rdi]", "ret"), trap::GP),
-        ("a write", asm_code!("mov [rdi], rax", "ret"), trap::GP),
-        ("a read by RBP", asm_code!("mov rax, [rbp]", "ret"), trap::SS),
-        ("a read by RSP", asm_code!("mov rsp, rdi", "mov rax, [rsp]", "ud2"), trap::SS),
-        ("a pop", asm_code!("mov rsp, rdi", "pop rax", "ud2"), trap::SS),
-    ] {
+fn check_not_canonical(at: u64, accesses: &[Mov], vector: u8) {
+    for (what, code) in accesses {
         let mut user = User::new(code);
         user.regs.rdi = at;
         user.regs.rbp = at;
@@ -438,19 +453,31 @@ fn check_not_canonical(at: u64) {
     }
 }
 
-test!(not_canonical_at_cpl3, "At CPL 3 too: #GP(0), by way of the stack #SS(0).", || {
+test!(not_canonical_at_cpl3, "At CPL 3 too it is #GP(0).", || {
     require_four_levels();
-    NOT_CANONICAL.into_iter().for_each(check_not_canonical);
+    NOT_CANONICAL.into_iter().for_each(|at| check_not_canonical(at, &plain(), trap::GP));
 });
+
+test!(not_canonical_stack_at_cpl3, "At CPL 3 too it is #SS(0) by way of the stack.", || {
+    require_four_levels();
+    NOT_CANONICAL.into_iter().for_each(|at| check_not_canonical(at, &by_stack(), trap::SS));
+});
+
+/// Addresses whose last bytes of 8 are beyond the lower half, and the others are mapped.
+fn over_the_half() -> impl Iterator<Item = u64> {
+    require_four_levels();
+    let last = 0x0000_7fff_ffff_f000;
+    paging::map(last, frame_of_ret(), Size::K4, Flags::RWU);
+    check_ok!(mem::read::<u64>(last + 0xff8), "the last word of the lower half");
+    (0xff9..0x1000).map(move |offset| last + offset)
+}
 
 test!(
     half_canonical,
     "An access whose last bytes are beyond the lower half is not canonical either (CPL 3).",
-    || {
-        require_four_levels();
-        let last = 0x0000_7fff_ffff_f000;
-        paging::map(last, frame_of_ret(), Size::K4, Flags::RWU);
-        check_ok!(mem::read::<u64>(last + 0xff8), "the last word of the lower half");
-        (0xff9..0x1000).for_each(|offset| check_not_canonical(last + offset));
-    }
+    || over_the_half().for_each(|at| check_not_canonical(at, &plain(), trap::GP))
 );
+
+test!(half_canonical_stack, "Nor is one by way of the stack (CPL 3).", || {
+    over_the_half().for_each(|at| check_not_canonical(at, &by_stack(), trap::SS));
+});

@@ -238,6 +238,9 @@ test!(
         let job = smp::spawn(
             1,
             |frame| {
+                // This loop never exits. Bochs takes no interrupt of the host's while a guest runs that
+                // it entered with interrupts off, like KVM's host (cpu/vmx.cc): that host would hang.
+                reg::sti();
                 let mut count = 0_u64;
                 while STOP.load(SeqCst) == 0 || count == 0 {
                     check_ok!(insn!("lock inc qword ptr [{}]"; in(reg) frame));

@@ -184,31 +184,44 @@ test!(
     }
 );
 
+/// For each way to lay code that returns 0x12345678 across the edge: writes it, and calls `check` with
+/// the bytes before the edge, its address, and the second page's entry.
+fn across_the_edge(check: impl Fn(u64, u64, &paging::Entry)) {
+    // mov eax, 0x12345678; ret
+    let code = [0xb8, 0x78, 0x56, 0x34, 0x12, 0xc3];
+    let (left, right) = (frame_with(0), frame_with(0));
+    map(AT, left);
+    let second = map(AT + 0x1000, right);
+    for before in 1..code.len() as u64 {
+        let at = AT + 0x1000 - before;
+        check_ok!(mem::write_bytes(at, &code), "write code {before} bytes before the edge");
+        check(before, at, &second);
+    }
+}
+
 test!(
     fetch_across_pages,
     "An instruction that lies across an edge is fetched from both pages.",
-    || {
-        // mov eax, 0x12345678; ret
-        let code = [0xb8, 0x78, 0x56, 0x34, 0x12, 0xc3];
-        let (left, right) = (frame_with(0), frame_with(0));
-        map(AT, left);
-        let second = map(AT + 0x1000, right);
-        for before in 1..code.len() as u64 {
-            let at = AT + 0x1000 - before;
-            check_ok!(mem::write_bytes(at, &code), "write code {before} bytes before the edge");
-            let value = check_ok!(mem::call(at), "an instruction {before} bytes before the edge");
-            check_eq!(value, 0x1234_5678, "an instruction {before} bytes before the edge");
-            // Without the second page the fault is on that page, and RIP on the instruction that
-            // wanted it: `ret` if all but that lies in the first page.
-            paging::set(AT + 0x1000, &second, second.value & !Flags::P.0);
-            let fault = check_err!(mem::call(at), "an instruction into a page that is not there");
-            let error = if cpuid::NX.present() { crate::E_I } else { 0 };
-            let rip = if before == 5 { AT + 0x1000 } else { at };
-            check!(is_fault(&fault, error, AT + 0x1000), "{before} bytes before the edge: {fault}");
-            check_eq!(fault.rip, rip, "RIP of a fetch fault {before} bytes before the edge");
-            paging::set(AT + 0x1000, &second, second.value);
-        }
-    }
+    || across_the_edge(|before, at, _| {
+        let value = check_ok!(mem::call(at), "an instruction {before} bytes before the edge");
+        check_eq!(value, 0x1234_5678, "an instruction {before} bytes before the edge");
+    })
+);
+
+test!(
+    fetch_across_pages_faults,
+    "Without the second page the fault is on that, at the instruction that wants it.",
+    || across_the_edge(|before, at, second| {
+        check_ok!(mem::call(at), "an instruction {before} bytes before the edge");
+        paging::set(AT + 0x1000, second, second.value & !Flags::P.0);
+        let fault = check_err!(mem::call(at), "an instruction into a page that is not there");
+        let error = if cpuid::NX.present() { crate::E_I } else { 0 };
+        // That is `ret` if all but it lies in the first page.
+        let rip = if before == 5 { AT + 0x1000 } else { at };
+        check!(is_fault(&fault, error, AT + 0x1000), "{before} bytes before the edge: {fault}");
+        check_eq!(fault.rip, rip, "RIP of a fetch fault {before} bytes before the edge");
+        paging::set(AT + 0x1000, second, second.value);
+    })
 );
 
 test!(many_names, "A frame that many addresses lead to is one, and stays when they go.", || {

@@ -203,17 +203,16 @@ macro_rules! store_then_load {
     };
 }
 
-/// Meets of the two CPUs that are tried: in batches, until there are enough or until this many TSC
-/// ticks are over. Where the host does not run both vCPUs at once each meet can take it a time slice.
+/// Meets of the two CPUs that are tried: in batches, until there are enough or a tenth of a second is
+/// over. Where the host does not run both vCPUs at once each meet can take it a time slice.
 const BATCH: u64 = 250;
 const BATCHES: u64 = 20;
-const TICKS: u64 = 300_000_000;
 
 /// Runs `code`, one of [`store_then_load`], on both CPUs.
 fn both_see(what: &str, code: &[u8]) {
-    let start = time::rdtsc();
+    let (start, ticks) = (time::rdtsc(), time::tsc_hz() / 10);
     let mut rounds = 0;
-    while rounds < BATCH * BATCHES && time::rdtsc() - start < TICKS {
+    while rounds < BATCH * BATCHES && time::rdtsc() - start < ticks {
         let wrong = duel(BATCH, [code, code]);
         rounds += BATCH;
         check_eq!(

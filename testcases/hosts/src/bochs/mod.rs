@@ -16,6 +16,7 @@ use thiserror::Error;
 
 use self::memory::{Layout, LayoutError, Piece};
 use self::rom::RomError;
+use crate::boots;
 use crate::pieces::{BochsFirmware, Program};
 
 /// The CPU model: the newest that boots. It has EPT, unrestricted guests, VPID, PML, TSC scaling and
@@ -89,10 +90,6 @@ const JOB: &str = "job.img";
 const ROM: &str = "boot.rom";
 const CONFIGURATION: &str = "bochsrc";
 const DEBUGGER: &str = "debugger";
-/// The console's log, in a boot's directory.
-pub const CONSOLE: &str = "console.log";
-/// The emulator's own log, in a boot's directory.
-pub const LOG: &str = "emulator.log";
 
 /// Puts the machine together and returns the command that starts it. The debug console is its
 /// standard output.
@@ -127,7 +124,7 @@ pub fn command(
     let block_size = if chosen { format!(", block_size={}", block >> 10) } else { String::new() };
     let console = match boot.console {
         Some(device) => format!("term, dev={}", name(device)?),
-        None => format!("file, dev={}", name(&boot.dir.join(CONSOLE))?),
+        None => format!("file, dev={}", name(&boot.dir.join(boots::CONSOLE))?),
     };
     let configuration = format!(
         "memory: guest={size}, host={size}{block_size}\n\
@@ -158,7 +155,7 @@ pub fn command(
         kernel = layout.kernel,
         job = name(&boot.dir.join(JOB))?,
         job_address = layout.job,
-        log = name(&boot.dir.join(LOG))?,
+        log = name(&boot.dir.join(boots::LOG))?,
     );
     write(CONFIGURATION, configuration.as_bytes())?;
     // Debian's build stops in its debugger first; this goes on.

@@ -1,8 +1,6 @@
 //! Leaves out of a module what only costs time where it is loaded.
 
-use goblin::container::{Container, Ctx, Endian};
-use goblin::elf::header::{self, header64};
-use goblin::elf::section_header::SectionHeader;
+use super::section;
 
 /// How a signed module ends (Linux, include/linux/module_signature.h).
 const SIGNATURE: &[u8] = b"~Module signature appended~\n";
@@ -12,7 +10,7 @@ const SIGNATURE: &[u8] = b"~Module signature appended~\n";
 const SIGNATURE_INFO: usize = 12;
 
 /// The section with the types for BPF programs.
-const TYPES: &[u8] = b".BTF\0";
+const TYPES: &str = ".BTF";
 
 /// The offset of `sh_name` in a section header, and its size.
 const SH_NAME: std::ops::Range<usize> = 0..4;
@@ -26,7 +24,7 @@ pub(super) fn lean(mut elf: Vec<u8>) -> Vec<u8> {
     if let Some(unsigned) = unsigned(&elf) {
         elf.truncate(unsigned);
     }
-    if let Some(at) = types(&elf) {
+    if let Ok(Some((at, _))) = section(&elf, TYPES) {
         // A section without a name: the empty string begins each table of names.
         elf[at + SH_NAME.start..at + SH_NAME.end].fill(0);
     }
@@ -39,25 +37,6 @@ fn unsigned(elf: &[u8]) -> Option<usize> {
     let (rest, info) = rest.split_at_checked(rest.len().checked_sub(SIGNATURE_INFO)?)?;
     let length = u32::from_be_bytes(info.last_chunk().copied()?);
     rest.len().checked_sub(usize::try_from(length).ok()?)
-}
-
-/// Where the header of the section with the types lies.
-fn types(elf: &[u8]) -> Option<usize> {
-    let head = elf.get(..header64::SIZEOF_EHDR)?.try_into().ok()?;
-    let head = header64::Header::from_bytes(head);
-    if head.e_ident[..4] != *header::ELFMAG {
-        return None;
-    }
-    let ctx = Ctx::new(Container::Big, Endian::Little);
-    let (start, count) = (usize::try_from(head.e_shoff).ok()?, usize::from(head.e_shnum));
-    let size = SectionHeader::size(ctx);
-    elf.get(start..start.checked_add(count.checked_mul(size)?)?)?;
-    let sections = SectionHeader::parse(elf, start, count, ctx).ok()?;
-    let names = sections.get(usize::from(head.e_shstrndx))?;
-    let from = usize::try_from(names.sh_offset).ok()?;
-    let names = elf.get(from..from.checked_add(usize::try_from(names.sh_size).ok()?)?)?;
-    let of_types = |s: &SectionHeader| names.get(s.sh_name..).is_some_and(|n| n.starts_with(TYPES));
-    Some(start + sections.iter().position(of_types)? * size)
 }
 
 #[cfg(test)]

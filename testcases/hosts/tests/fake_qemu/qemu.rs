@@ -127,6 +127,7 @@ impl Host {
             cpus: 2,
             memory: 1 << 30,
             free_hugepages: BTreeMap::new(),
+            userfault: Err("no userfaultfd".into()),
             vfio_device: Err("no vfio-pci".into()),
         })));
     }

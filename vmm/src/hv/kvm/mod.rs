@@ -2,8 +2,10 @@
 
 mod cpuid;
 mod kick;
+mod lab;
 mod page;
 mod regs;
+mod ring;
 mod vcpu;
 mod vm;
 
@@ -15,8 +17,9 @@ use kvm_bindings::*;
 use kvm_ioctls::{Cap, Kvm};
 
 pub use kick::Kicker;
+pub use lab::{KvmLab, userfaults};
 pub use vcpu::KvmVcpu;
-pub use vm::KvmVm;
+pub use vm::{CurrentVm, KvmVm};
 
 use crate::cpuid::{Cpuid, feature};
 use crate::hv::HvError;
@@ -57,6 +60,8 @@ pub struct KvmConfig {
     pub cpu_pm: bool,
     /// vCPUs that the VM will have.
     pub cpus: u32,
+    /// Entries of each vCPU's dirty ring, a power of two; 0 for none, and bitmaps instead.
+    pub dirty_ring: u32,
 }
 
 /// What of `KVM_CAP_X86_DISABLE_EXITS` is waiting.
@@ -158,6 +163,7 @@ impl Host {
             let name = "KVM_CAP_X86_USER_SPACE_MSR";
             self.need(Cap::X86UserSpaceMsr, name, "run without --msr-exits")?;
         }
+        self.check_ring(config.dirty_ring)?;
         // This one says which hypercalls can be passed on.
         let calls = self.check_extension(KVM_CAP_EXIT_HYPERCALL);
         if config.hypercall_exits && calls & (1 << KVM_HC_MAP_GPA_RANGE) == 0 {
@@ -172,15 +178,40 @@ impl Host {
                 hint: "ask for fewer with --cpus",
             });
         }
-        let exits = match config.cpu_pm {
-            true => self.check_extension(KVM_CAP_X86_DISABLE_EXITS).cast_unsigned() & IDLE,
-            false => 0,
-        };
-        if config.cpu_pm && exits == 0 {
+        if config.cpu_pm && self.idle_exits(config) == 0 {
             let what = "KVM_CAP_X86_DISABLE_EXITS".to_owned();
             return Err(HvError::Lacks { what, hint: "run without --cpu-pm on" });
         }
-        KvmVm::new(&self.kvm, config, exits, ram)
+        KvmVm::new(self, config, ram)
+    }
+
+    /// The bits of `KVM_CAP_X86_DISABLE_EXITS` for vCPUs that keep their processors, if they are to.
+    fn idle_exits(&self, config: &KvmConfig) -> u32 {
+        match config.cpu_pm {
+            true => self.check_extension(KVM_CAP_X86_DISABLE_EXITS).cast_unsigned() & IDLE,
+            false => 0,
+        }
+    }
+
+    /// The capability that brings dirty rings, and the bytes that one may have.
+    fn ring_capability(&self) -> (u32, i32) {
+        let with = |cap| (cap, self.check_extension(cap));
+        let ordered = with(KVM_CAP_DIRTY_LOG_RING_ACQ_REL);
+        if ordered.1 > 0 { ordered } else { with(KVM_CAP_DIRTY_LOG_RING) }
+    }
+
+    fn check_ring(&self, entries: u32) -> Result<(), HvError> {
+        let most = u32::try_from(self.ring_capability().1).unwrap_or(0) / ring::ENTRY;
+        if entries == 0 || entries.is_power_of_two() && entries <= most {
+            return Ok(());
+        }
+        Err(HvError::Lacks {
+            what: match most {
+                0 => "dirty rings (KVM_CAP_DIRTY_LOG_RING)".to_owned(),
+                _ => format!("a dirty ring of {entries} entries (a power of two, at most {most})"),
+            },
+            hint: "ask for another with --dirty-ring, or for none",
+        })
     }
 
     fn need(&self, cap: Cap, name: &str, hint: &'static str) -> Result<(), HvError> {

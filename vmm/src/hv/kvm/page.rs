@@ -71,6 +71,11 @@ impl RunPage {
         unsafe { &raw mut (*self.page).immediate_exit }
     }
 
+    pub(super) fn set_immediate_exit(&self) {
+        // SAFETY: a byte of the page.
+        unsafe { self.immediate_exit().write_volatile(1) };
+    }
+
     pub(super) fn clear_immediate_exit(&self) {
         // SAFETY: a byte of the page.
         unsafe { self.immediate_exit().write_volatile(0) };
@@ -291,10 +296,16 @@ impl RunPage {
         self.pending = Pending::Nothing;
     }
 
-    /// An internal error's data, and the bytes of the instruction that was not emulated.
+    /// A debug exit's DR7; an internal error's data, and the bytes of the instruction that was not emulated.
     pub(super) fn detail(&self) -> Detail {
-        if self.exit_reason() != KVM_EXIT_INTERNAL_ERROR {
-            return Detail::default();
+        match self.exit_reason() {
+            KVM_EXIT_DEBUG => {
+                // SAFETY: the exit reason says which member of the union holds.
+                let dr7 = unsafe { (*self.data_of_exit()).debug.arch.dr7 };
+                return Detail { data: vec![dr7], instruction: None };
+            }
+            KVM_EXIT_INTERNAL_ERROR => {}
+            _ => return Detail::default(),
         }
         // SAFETY: the exit reason says which members of the union hold; all are plain numbers.
         unsafe {

@@ -7,6 +7,7 @@ use kvm_bindings::*;
 use kvm_ioctls::{SyncReg, VcpuFd};
 
 use super::page::RunPage;
+use super::ring::DirtyRing;
 use super::{call, cpuid, kick, regs};
 use crate::cpu::CpuState;
 use crate::cpuid::Cpuid;
@@ -21,13 +22,21 @@ const KVM_RUN: libc::c_ulong = 0xae80;
 pub struct KvmVcpu {
     // The page lies in a mapping that `fd` owns.
     page: RunPage,
+    /// Its dirty ring, if the VM has such.
+    pub(super) ring: Option<DirtyRing>,
     fd: VcpuFd,
-    raw: i32,
-    index: u32,
+    pub(super) raw: i32,
+    pub(super) index: u32,
 }
 
 impl KvmVcpu {
-    pub(super) fn new(mut fd: VcpuFd, index: u32, run_size: usize, sync_regs: bool) -> KvmVcpu {
+    pub(super) fn new(
+        mut fd: VcpuFd,
+        index: u32,
+        run_size: usize,
+        sync_regs: bool,
+        ring: Option<DirtyRing>,
+    ) -> KvmVcpu {
         if sync_regs {
             fd.set_sync_valid_reg(SyncReg::Register);
         }
@@ -36,7 +45,7 @@ impl KvmVcpu {
         // uses of it by this type go through the page.
         let page = unsafe { RunPage::new(run, run_size) };
         let raw = fd.as_raw_fd();
-        KvmVcpu { page, fd, raw, index }
+        KvmVcpu { page, ring, fd, raw, index }
     }
 
     fn what(&self, call: &str) -> String {
@@ -53,6 +62,21 @@ impl KvmVcpu {
             hint: "change fewer with --cpu",
         })?;
         call(self.what("KVM_SET_CPUID2"), self.fd.set_cpuid2(&entries))
+    }
+
+    /// Completes the last exit without executing another instruction.
+    pub(super) fn settle(&mut self, entry: Entry) -> Exit {
+        self.nudge();
+        let exit = self.run(entry);
+        if exit != Exit::Interrupted {
+            self.page.clear_immediate_exit();
+        }
+        exit
+    }
+
+    /// Makes the next run end at once: KVM completes what is under way, and enters no guest.
+    pub(super) fn nudge(&mut self) {
+        self.page.set_immediate_exit();
     }
 
     /// What KVM_RUN's error number means.

@@ -1,12 +1,15 @@
 //! A KVM virtual machine.
 
 use std::io;
+use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 
 use kvm_bindings::*;
-use kvm_ioctls::{Kvm, VmFd};
+use kvm_ioctls::VmFd;
 
+use super::lab::Memories;
+use super::ring::{self, DirtyRing};
 use super::vcpu::KvmVcpu;
-use super::{Irqchip, KVM_HC_MAP_GPA_RANGE, KvmConfig, call};
+use super::{Host, Irqchip, KVM_HC_MAP_GPA_RANGE, KvmConfig, call};
 use crate::hv::{HvError, Vm};
 use crate::ram::{Backing, GuestRam, PAGE, RamRange, VGA_END, VGA_START};
 
@@ -18,22 +21,20 @@ const IDENTITY_MAP: u64 = 0xfffb_c000;
 /// A KVM virtual machine with its memory.
 #[derive(Debug)]
 pub struct KvmVm {
-    fd: VmFd,
+    pub(super) fd: VmFd,
     ram: Option<GuestRam>,
     irqchip: Irqchip,
     sync_regs: bool,
+    dirty_ring: u32,
 }
 
 impl KvmVm {
-    /// Makes a VM in which the instructions behind `exits` (`KVM_X86_DISABLE_EXITS_*`) do not leave
-    /// the guest.
     pub(super) fn new(
-        kvm: &Kvm,
+        host: &Host,
         config: &KvmConfig,
-        exits: u32,
         ram: Option<GuestRam>,
     ) -> Result<KvmVm, HvError> {
-        let fd = call("KVM_CREATE_VM", kvm.create_vm())?;
+        let fd = call("KVM_CREATE_VM", host.kvm.create_vm())?;
         call("KVM_SET_IDENTITY_MAP_ADDR", fd.set_identity_map_address(IDENTITY_MAP))?;
         call("KVM_SET_TSS_ADDR", fd.set_tss_address(TSS_ADDRESS))?;
         // Memory comes before the interrupt controllers: making those starts a grace period of the
@@ -56,6 +57,7 @@ impl KvmVm {
             let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
             call("KVM_CREATE_PIT2", fd.create_pit2(pit))?;
         }
+        let exits = host.idle_exits(config);
         if exits != 0 {
             // Before the first vCPU, or KVM refuses it.
             let name = "KVM_CAP_X86_DISABLE_EXITS";
@@ -69,30 +71,46 @@ impl KvmVm {
             let mask = 1 << KVM_HC_MAP_GPA_RANGE;
             enable(KVM_CAP_EXIT_HYPERCALL, mask, "KVM_CAP_EXIT_HYPERCALL")?;
         }
-        Ok(KvmVm { fd, ram, irqchip: config.irqchip, sync_regs: config.sync_regs })
+        if config.dirty_ring != 0 {
+            let bytes = u64::from(config.dirty_ring) * u64::from(ring::ENTRY);
+            enable(host.ring_capability().0, bytes, "KVM_CAP_DIRTY_LOG_RING")?;
+        }
+        let KvmConfig { irqchip, sync_regs, dirty_ring, .. } = *config;
+        Ok(KvmVm { fd, ram, irqchip, sync_regs, dirty_ring })
     }
 }
 
 /// One memslot for each run of RAM, without the VGA window. The memory must outlive the VM.
 fn set_memory(fd: &VmFd, ram: &GuestRam) -> Result<(), HvError> {
     ram.ranges().try_for_each(|range| advise(ram, range))?;
-    let slots: Vec<RamRange> = ram.ranges().flat_map(without_vga).flatten().collect();
-    for (slot, range) in (0..).zip(slots) {
-        let what = || format!("KVM_SET_USER_MEMORY_REGION of {:#x}+{:#x}", range.start, range.len);
-        let userspace_addr = ram
-            .host_address(range)
-            .map_err(|e| HvError::Call { what: what(), source: io::Error::other(e) })?;
+    for region in ram_slots(ram)? {
+        // SAFETY: the memory is mapped, and the VM that is being made keeps it for its life.
+        call(set_region(&region), unsafe { fd.set_user_memory_region(region) })?;
+    }
+    Ok(())
+}
+
+fn set_region(region: &kvm_userspace_memory_region) -> String {
+    let (start, len) = (region.guest_phys_addr, region.memory_size);
+    format!("KVM_SET_USER_MEMORY_REGION of {start:#x}+{len:#x}")
+}
+
+/// The memslots of the board's RAM, numbered from 0.
+pub(super) fn ram_slots(ram: &GuestRam) -> Result<Vec<kvm_userspace_memory_region>, HvError> {
+    let ranges = ram.ranges().flat_map(without_vga).flatten();
+    let region = |(slot, range): (u32, RamRange)| {
         let region = kvm_userspace_memory_region {
             slot,
             flags: 0,
             guest_phys_addr: range.start,
             memory_size: range.len,
-            userspace_addr,
+            userspace_addr: 0,
         };
-        // SAFETY: the memory is mapped, and the VM that is being made keeps it for its life.
-        call(what(), unsafe { fd.set_user_memory_region(region) })?;
-    }
-    Ok(())
+        let source = |e| HvError::Call { what: set_region(&region), source: io::Error::other(e) };
+        let userspace_addr = ram.host_address(range).map_err(source)?;
+        Ok(kvm_userspace_memory_region { userspace_addr, ..region })
+    };
+    (0..).zip(ranges).map(region).collect()
 }
 
 /// Tells the host which page size the memory is to have.
@@ -131,7 +149,11 @@ impl Vm for KvmVm {
     fn create_vcpu(&self, index: u32) -> Result<KvmVcpu, HvError> {
         let fd = self.fd.create_vcpu(index.into());
         let fd = call(format!("KVM_CREATE_VCPU of vCPU {index}"), fd)?;
-        Ok(KvmVcpu::new(fd, index, self.fd.run_size(), self.sync_regs))
+        let ring = match self.dirty_ring {
+            0 => None,
+            entries => Some(DirtyRing::map(&fd, entries)?),
+        };
+        Ok(KvmVcpu::new(fd, index, self.fd.run_size(), self.sync_regs, ring))
     }
 
     fn set_line(&self, gsi: u32, level: bool) -> Result<(), HvError> {
@@ -158,6 +180,31 @@ impl Vm for KvmVm {
             }
         }
         Ok(())
+    }
+}
+
+/// The VM that a guest runs in at the moment: a lab can put it into another one.
+#[derive(Debug)]
+pub struct CurrentVm {
+    vm: RwLock<Arc<KvmVm>>,
+    // What memslots show beside RAM: dropped after the VM.
+    pub(super) memories: Memories,
+}
+
+impl CurrentVm {
+    /// A guest in `vm`.
+    pub fn new(vm: KvmVm) -> CurrentVm {
+        CurrentVm { vm: RwLock::new(Arc::new(vm)), memories: Memories::default() }
+    }
+
+    /// The VM. Waits while it is being replaced.
+    pub fn get(&self) -> Arc<KvmVm> {
+        self.vm.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The VM, to be replaced: nobody else gets one meanwhile. Who got it before may still have it.
+    pub(super) fn lock(&self) -> RwLockWriteGuard<'_, Arc<KvmVm>> {
+        self.vm.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
