@@ -101,6 +101,7 @@ impl CpuModel {
         let mut cpuid = supported.clone();
         if let Some(base) = self.base {
             base.limit(&mut cpuid);
+            mirror(&mut cpuid);
         }
         cpuid.set(&known("hypervisor"), true);
         // These two follow CR4 of the running guest.
