@@ -82,6 +82,12 @@ pub struct Machine {
     pub irqchip: Option<Irqchip>,
     /// Where the PIT lives.
     pub pit: Option<Pit>,
+    /// Whether vCPUs keep their processors when they halt, pause or wait.
+    #[serde(default)]
+    pub cpu_pm: bool,
+    /// Whether the guest finds ACPI tables, and can sleep in S3.
+    #[serde(default)]
+    pub acpi: bool,
     /// How the payload is loaded and entered.
     pub boot: Option<Boot>,
     /// What backs guest memory.
@@ -113,6 +119,8 @@ impl Machine {
         add("cpu", self.cpu.as_ref().map(|c| c.0.clone()));
         add("irqchip", self.irqchip.map(|v| v.word().into()));
         add("pit", self.pit.map(|v| v.word().into()));
+        add("cpu-pm", self.cpu_pm.then(|| "on".into()));
+        add("acpi", self.acpi.then(|| "on".into()));
         add("boot", self.boot.map(|v| v.word().into()));
         add("hugepages", self.hugepages.map(|v| v.word().into()));
         add("dirty-ring", self.dirty_ring.map(|n| n.to_string()));

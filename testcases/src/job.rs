@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 /// Where the agent finds its job.
 pub const PATH: &str = "/job";
 
+/// Where it finds the images that came with it, as a [suite](crate::kut::Suite).
+pub const IMAGES: &str = "/images";
+
 /// What the least guest takes from the start of `vmm` to its end on an ordinary machine: the measure
 /// of [`Speed::slowness`](crate::wire::Speed::slowness), and so of how long cases may take.
 pub const REFERENCE: Duration = Duration::from_millis(15);
@@ -37,6 +40,13 @@ pub enum Task {
     Facts,
     /// Run cases.
     Cases {
+        /// The cases: the index by which results name each one, and its id.
+        cases: Vec<(u32, String)>,
+        /// How many vCPUs may run side by side; 1 at least.
+        jobs: usize,
+    },
+    /// Run configurations of kvm-unit-tests, whose images came with the job.
+    Images {
         /// The cases: the index by which results name each one, and its id.
         cases: Vec<(u32, String)>,
         /// How many vCPUs may run side by side; 1 at least.

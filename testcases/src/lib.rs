@@ -3,7 +3,7 @@
 //! A case ([`case`]) is a TOML file that names a test of a payload, the machine it runs on, what it
 //! needs of the host ([`need`], [`facts`]) and the outcome that is right; or a test of the host itself.
 //! [`load`] reads the cases and checks them against the payloads that [`build`] makes; [`select`]
-//! chooses; [`runner`] runs each in a process of its own ([`process`]), as many side by side as fit
+//! chooses; [`kut`] makes cases of the images of kvm-unit-tests; [`runner`] runs each in a process of its own ([`process`]), as many side by side as fit
 //! ([`schedule`]); [`transcript`] reads what the guest says and [`verdict`] judges; [`skip`] is why a case was left out, and [`require`] tells
 //! which of that is not accepted; [`report`] tells people, CI systems and programs.
 //!
@@ -16,6 +16,7 @@ pub mod case;
 pub mod facts;
 pub mod facts_table;
 pub mod job;
+pub mod kut;
 pub mod load;
 pub mod nearest;
 pub mod need;

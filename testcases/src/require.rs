@@ -8,6 +8,7 @@
 //! | `kvm` | for want of a usable `/dev/kvm` |
 //! | `guest` | which the guest decided itself |
 //! | `known-bugs` | of cases that a known bug of KVM fails |
+//! | `configurations` | of images that are not for our machine or this host, or want what it lacks |
 //! | `deviations` | of cases that an emulated processor is known to fail |
 //! | `all` | every one |
 
@@ -18,7 +19,7 @@ use crate::skip::Cause;
 pub const VARIABLE: &str = "EXITLAB_REQUIRE";
 
 /// Names that are no needs.
-const SPECIAL: [&str; 4] = ["guest", "known-bugs", "deviations", "all"];
+const SPECIAL: [&str; 5] = ["guest", "known-bugs", "configurations", "deviations", "all"];
 
 /// A set of skips that are not accepted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -67,6 +68,7 @@ impl Require {
             Cause::Need(need) => need.to_string(),
             Cause::Guest => "guest".into(),
             Cause::KnownBug => "known-bugs".into(),
+            Cause::Configuration => "configurations".into(),
             Cause::Deviation => "deviations".into(),
         };
         self.names.iter().any(|n| *n == name || n == "all")
@@ -82,7 +84,12 @@ mod tests {
         let need = |name: &str| Cause::Need(Need::try_from(name.to_string()).expect(name));
         let causes = || {
             let needs = ["kvm", "cpuid:x2apic", "cpuid:pcid"].map(need);
-            needs.into_iter().chain([Cause::Guest, Cause::KnownBug, Cause::Deviation])
+            needs.into_iter().chain([
+                Cause::Guest,
+                Cause::KnownBug,
+                Cause::Deviation,
+                Cause::Configuration,
+            ])
         };
         for (names, forbidden) in [
             ("", &[][..]),
@@ -90,11 +97,12 @@ mod tests {
             ("guest", &[3]),
             ("known-bugs", &[4]),
             ("deviations,guest", &[3, 5]),
-            ("all", &[0, 1, 2, 3, 4, 5]),
+            ("configurations", &[6]),
+            ("all", &[0, 1, 2, 3, 4, 5, 6]),
         ] {
             let require = Require::parse(names).expect(names);
             let got: Vec<_> = causes().map(|cause| require.forbids(&cause)).collect();
-            let must: Vec<_> = (0..6).map(|index| forbidden.contains(&index)).collect();
+            let must: Vec<_> = (0..7).map(|index| forbidden.contains(&index)).collect();
             assert_eq!(got, must, "{names}");
         }
         let guest = Require::parse("guest").expect("names").and(Require::default());
@@ -106,6 +114,6 @@ mod tests {
     fn an_unknown_name_is_refused() {
         let error = Require::parse("kvm,kmv").unwrap_err();
         assert!(error.contains("cannot require `kmv`"), "{error}");
-        assert!(error.ends_with("guest, known-bugs, deviations or all"), "{error}");
+        assert!(error.ends_with("guest, known-bugs, configurations, deviations or all"), "{error}");
     }
 }

@@ -20,6 +20,7 @@ use vmm::units;
 use crate::bounded::Bounded;
 use crate::case::{Case, CaseId, Subject};
 use crate::facts::HostFacts;
+use crate::kut::image;
 use crate::load::Catalog;
 use crate::need::{Met, Need};
 use crate::process::{self, Stream};
@@ -186,8 +187,19 @@ pub fn command(
     timeout: Duration,
 ) -> Result<Vec<String>, String> {
     let vmm = vmm.display().to_string();
+    let machine = |words: &mut Vec<String>| {
+        words.extend(case.spec.machine.arguments(case.dir()));
+        words.extend(["--serial".into(), "stdio".into()]);
+        words.extend(["--timeout".into(), units::show_duration(timeout)]);
+    };
     let test = match &case.spec.subject {
         Subject::Guest(test) => test,
+        Subject::Image(image) => {
+            let mut words = vec![vmm, "run".into()];
+            words.extend(["--kernel".into(), image.path.display().to_string()]);
+            machine(&mut words);
+            return Ok(words);
+        }
         // The runner itself sees to it that it ends.
         Subject::Host(test) => return Ok(vec![vmm, "host-test".into(), test.name().into()]),
     };
@@ -196,9 +208,7 @@ pub fn command(
     let mut words = vec![vmm, "run".into()];
     words.extend(["--payload".into(), payload.path.display().to_string()]);
     words.extend(["--test".into(), test.test.clone()]);
-    words.extend(case.spec.machine.arguments(case.dir()));
-    words.extend(["--serial".into(), "stdio".into()]);
-    words.extend(["--timeout".into(), units::show_duration(timeout)]);
+    machine(&mut words);
     Ok(words)
 }
 
@@ -217,7 +227,14 @@ pub fn shell_line(words: &[String]) -> String {
 /// # Errors
 /// What is to be reported of a case that the host cannot run, or that is wrong.
 fn check_needs(case: &Case, facts: &dyn HostFacts) -> Result<(), Box<CaseReport>> {
-    let kvm = matches!(case.spec.subject, Subject::Guest(_)).then_some(&Need::Kvm);
+    let kvm = (!matches!(case.spec.subject, Subject::Host(_))).then_some(&Need::Kvm);
+    // What can be told without the host comes first.
+    if let Subject::Image(image) = &case.spec.subject
+        && !image.why_not.is_empty()
+    {
+        let why = image.why_not.clone();
+        return Err(Box::new(CaseReport::skipped(Cause::Configuration, why, None)));
+    }
     for need in kvm.into_iter().chain(&case.spec.needs) {
         let report = match need.check(facts) {
             Met::Yes => continue,
@@ -248,6 +265,11 @@ fn run_case(case: &Case, setup: &Setup<'_>) -> CaseReport {
     if let Err(report) = check_needs(case, setup.facts) {
         return *report;
     }
+    if let Subject::Image(image) = &case.spec.subject
+        && let Some(why) = image.why_not()
+    {
+        return CaseReport::skipped(Cause::Configuration, why, None);
+    }
     let timeout = setup.slowed(case.spec.timeout.0);
     let command = match command(case, &setup.vmm, setup.catalog, timeout) {
         Ok(command) => command,
@@ -258,6 +280,7 @@ fn run_case(case: &Case, setup: &Setup<'_>) -> CaseReport {
     if outcome == Outcome::Skip {
         let who = match case.spec.subject {
             Subject::Guest(_) => "guest",
+            Subject::Image(_) => "image",
             Subject::Host(_) => "host",
         };
         report.skip(Cause::Guest, format!("the {who}: {reason}"), None);
@@ -307,12 +330,22 @@ fn execute(
     );
     transcript.finish();
     let word = word(&ended, transcript.report());
+    let (verdict, values) = match &case.spec.subject {
+        Subject::Image(_) => {
+            let printed = serial.contents();
+            (image::verdict(&ended, &printed), image::values(&printed))
+        }
+        _ => {
+            let report = transcript.report();
+            (verdict(&ended, report, case.spec.expect), transcript.values().to_vec())
+        }
+    };
     let report = CaseReport {
-        verdict: verdict(&ended, transcript.report(), case.spec.expect),
+        verdict,
         skip: None,
         duration: start.elapsed(),
         ended: Some(ended),
-        values: transcript.values().to_vec(),
+        values,
         command,
         serial: Log::from(&serial),
         stderr: Log::from(&stderr),

@@ -2,22 +2,30 @@
 
 use crate::case::Case;
 use crate::nearest;
+use crate::runner::shell_line;
 
 /// Chooses the cases that any filter matches; all of them if there is no filter.
 ///
 /// A filter is a part of an id (`apic`, `ipi@smp2`), a pattern for the whole id with `*` (anything)
-/// and `?` (one character), or `tag:WORD`. With `exact` it is a whole id.
+/// and `?` (one character), or `tag:WORD`. With `exact` it is a whole id. `command` is what lists the
+/// cases, after `cargo xtask`.
 ///
 /// # Errors
 ///
 /// A filter that matches nothing: it is a mistake, and a run of nothing would look like a success.
-pub fn select(cases: &[Case], filters: &[String], exact: bool) -> Result<Vec<Case>, String> {
+pub fn select(
+    cases: &[Case],
+    filters: &[String],
+    exact: bool,
+    command: &[String],
+) -> Result<Vec<Case>, String> {
     for filter in filters {
         if !cases.iter().any(|case| matches(case, filter, exact)) {
             let ids: Vec<String> = cases.iter().map(|case| case.id.to_string()).collect();
             let hint = nearest::hint(filter, ids.iter().map(String::as_str));
             return Err(format!(
-                "no case matches `{filter}`{hint}; `cargo xtask test --list` shows all {} cases",
+                "no case matches `{filter}`{hint}; `cargo xtask {} --list` shows all {} cases",
+                shell_line(command),
                 cases.len()
             ));
         }
@@ -89,7 +97,7 @@ mod tests {
         let cases =
             [case("apic", "ipi", None), case("apic", "ipi", Some("smp2")), case("tsc", "x", None)];
         let filters: Vec<String> = filters.iter().map(|f| f.to_string()).collect();
-        let chosen = select(&cases, &filters, exact)?;
+        let chosen = select(&cases, &filters, exact, &["test".into()])?;
         Ok(chosen.iter().map(|case| case.id.to_string()).collect())
     }
 

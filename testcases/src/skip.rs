@@ -13,6 +13,8 @@ pub enum Cause {
     Guest,
     /// A bug of KVM's that the case is known to show.
     KnownBug,
+    /// The configuration of an image asks for what our machine or this host lacks, or is not for it.
+    Configuration,
     /// The host's processor is emulated, and known to deviate from a real one in this.
     Deviation,
 }
@@ -24,6 +26,7 @@ impl Cause {
             Cause::Need(_) => "need",
             Cause::Guest => "guest",
             Cause::KnownBug => "known-bug",
+            Cause::Configuration => "configuration",
             Cause::Deviation => "deviation",
         }
     }

@@ -25,7 +25,7 @@ use crate::process::Stream;
 use crate::runner::CaseReport;
 
 /// The version of the messages. Both ends come from one build; this tells when they do not.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 
 /// How a frame begins: no text and no UTF-8 has these bytes in a row.
 pub const MAGIC: [u8; 4] = [0x00, b'X', b'L', 0xff];

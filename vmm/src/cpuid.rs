@@ -4,12 +4,14 @@
 //! Nothing here knows KVM: a [`Cpuid`] comes in as a list of leaves and goes out as one.
 
 mod apply;
+mod base;
 mod model;
 mod table;
 #[cfg(test)]
 mod tests;
 
 pub use apply::Topology;
+pub use base::{Base, MODELS};
 pub use model::{CpuModel, Switch};
 pub use table::{feature, features, nearest};
 

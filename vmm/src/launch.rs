@@ -3,16 +3,18 @@
 mod backplane;
 mod error;
 mod serial;
+mod sleep;
 mod supervise;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 pub use error::LaunchError;
 pub use serial::Serial;
 
-use crate::boot::{self, Module, Protocol};
+use crate::boot::{self, MemKind, MemRange, Module, Protocol};
+use crate::cpu::CpuState;
 use crate::cpuid::{CpuModel, Topology};
 use crate::device::Clock;
 use crate::exit::{Entry, Exit, Stop};
@@ -23,7 +25,7 @@ use crate::host::memory;
 use crate::hv::kvm::{CurrentVm, Host, KvmConfig, KvmLab, KvmVcpu};
 use crate::hv::{Vcpu, Vm};
 use crate::lab::Relay;
-use crate::machine::{Backplane, Context, Machine, PcConfig, pc};
+use crate::machine::{Backplane, Context, Machine, PcConfig, acpi, pc};
 use crate::ram::{Backing, GuestRam};
 use crate::run::report::VcpuReport;
 use crate::run::{Control, Ended, Handler};
@@ -67,6 +69,9 @@ pub struct Options {
     pub lab: bool,
     /// A guest whose every vCPU is halted with interrupts off goes on: an NMI may come.
     pub keep_halted: bool,
+    /// The guest finds ACPI tables, and sleeps in S3 until something wakes it. Without them, going to
+    /// sleep is an end, and so it is while exits are recorded and where the guest has a lab.
+    pub acpi: bool,
     /// The guest starts again: what it wrote to a file before stays there.
     pub again: bool,
 }
@@ -145,65 +150,104 @@ pub fn run(options: &mut Options) -> Result<Finished, LaunchError> {
     // Before the first thread and before the terminal is changed: every thread inherits that these
     // signals do not kill, and so the terminal is put back.
     let signals = EndSignals::take().map_err(LaunchError::Events)?;
-    let Prepared { vm, lab, vcpus, machine, console, recorder, wake } = prepare(options)?;
-    let driver = Driver { machine: &machine, recorder: recorder.as_ref() };
-    let waker = wake.try_clone().map_err(LaunchError::Events)?;
-    let control = Control::new(vcpus.len(), Box::new(move || waker.wake()));
-    let (supervised, reports) = std::thread::scope(|scope| {
-        // A panic on this thread, which calls devices too, must not wait for vCPUs that go on.
-        let _guard = EndOnPanic(&control, console.queue());
-        let mut threads = Vec::with_capacity(vcpus.len());
-        for (index, mut vcpu) in vcpus.into_iter().enumerate() {
-            let (control, driver, ram) = (&control, &driver, machine.ram());
-            let lab = lab.as_ref();
-            let body = move || {
-                let mut cx = Context::new();
-                // A panic in a device is this program's fault: the VM ends, and the panic goes on
-                // to whoever joins the thread.
-                let _guard = EndOnPanic(control, None);
-                match lab {
-                    None => control.run(index, &mut vcpu, &mut cx, driver, ram),
-                    Some(lab) => {
-                        let driver = LabDriver { driver, lab };
-                        control.run(index, &mut vcpu, &mut cx, &driver, ram)
-                    }
+    let end = options.timeout.map(|timeout| Instant::now() + timeout);
+    let mut prepared = prepare(options)?;
+    loop {
+        options.timeout = end.map(|end| end.saturating_duration_since(Instant::now()));
+        let Prepared { vm, lab, vcpus, machine, console, recorder, wake } = prepared;
+        let driver = Driver { machine: &machine, recorder: recorder.as_ref() };
+        let running = Running { driver, lab: lab.as_ref(), console: &console };
+        let (supervised, reports) = running.run(options, vcpus, &wake, &signals)?;
+        // An end that somebody waits for does not wait for whoever reads the output.
+        let finished = match &supervised {
+            Ok(Ended { stop: Stop::Timeout | Stop::Interrupted, .. }) | Err(_) => {
+                console.finish(&signals, Some(PATIENCE))
+            }
+            Ok(_) => console.finish(&signals, None),
+        };
+        let can_sleep = options.acpi && recorder.is_none() && lab.is_none();
+        if let Some(recorder) = recorder {
+            let stop = supervised.as_ref().ok().map(|ended| ended.stop);
+            recorder.finish(stop).map_err(LaunchError::Trace)?;
+        }
+        let refusal = lab.as_ref().and_then(Relay::refusal).map(str::to_owned);
+        drop((lab, vm));
+        let mut ended = supervised?;
+        finished?;
+        if ended.stop == Stop::Sleep(sleep::STATE) && can_sleep {
+            match sleep::until_woken(&machine, &signals, end).map_err(LaunchError::Events)? {
+                sleep::Sleep::Woken => {
+                    prepared = sleep::resume(options, &machine)?;
+                    continue;
                 }
-            };
-            let builder = std::thread::Builder::new().name(format!("vcpu{index}"));
-            match builder.spawn_scoped(scope, body) {
-                Ok(thread) => threads.push(thread),
-                Err(e) => {
-                    control.end(None, Stop::Interrupted);
-                    if let Some(queue) = console.queue() {
-                        queue.close();
-                    }
-                    return (Err(LaunchError::Thread(e)), Vec::new());
-                }
+                sleep::Sleep::ForEver => {}
+                sleep::Sleep::Ended(stop) => ended.stop = stop,
             }
         }
-        let supervised =
-            supervise::supervise(options, &driver, &control, &console, &wake, &signals);
-        let reports = threads
-            .into_iter()
-            .filter_map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-            .collect();
-        (supervised, reports)
-    });
-    // An end that somebody waits for does not wait for whoever reads the output.
-    let finished = match &supervised {
-        Ok(Ended { stop: Stop::Timeout | Stop::Interrupted, .. }) | Err(_) => {
-            console.finish(&signals, Some(PATIENCE))
-        }
-        Ok(_) => console.finish(&signals, None),
-    };
-    if let Some(recorder) = recorder {
-        recorder.finish(control.ended().map(|e| e.stop)).map_err(LaunchError::Trace)?;
+        return Ok(Finished { ended, reports, lab: refusal });
     }
-    let refusal = lab.as_ref().and_then(Relay::refusal).map(str::to_owned);
-    drop((lab, vm));
-    let ended = supervised?;
-    finished?;
-    Ok(Finished { ended, reports, lab: refusal })
+}
+
+/// What a guest runs on.
+struct Running<'a> {
+    driver: Driver<'a>,
+    lab: Option<&'a Relay<KvmLab>>,
+    console: &'a Console,
+}
+
+impl Running<'_> {
+    /// Runs the vCPUs until one of them, the user or the time ends them all. How that was, and what
+    /// each has to report.
+    fn run(
+        &self,
+        options: &Options,
+        vcpus: Vec<KvmVcpu>,
+        wake: &Wake,
+        signals: &EndSignals,
+    ) -> Result<(Result<Ended, LaunchError>, Vec<VcpuReport>), LaunchError> {
+        let Running { ref driver, lab, console } = *self;
+        let waker = wake.try_clone().map_err(LaunchError::Events)?;
+        let control = Control::new(vcpus.len(), Box::new(move || waker.wake()));
+        Ok(std::thread::scope(|scope| {
+            // A panic on this thread, which calls devices too, must not wait for vCPUs that go on.
+            let _guard = EndOnPanic(&control, console.queue());
+            let mut threads = Vec::with_capacity(vcpus.len());
+            for (index, mut vcpu) in vcpus.into_iter().enumerate() {
+                let (control, ram) = (&control, driver.machine.ram());
+                let body = move || {
+                    let mut cx = Context::new();
+                    // A panic in a device is this program's fault: the VM ends, and the panic goes on
+                    // to whoever joins the thread.
+                    let _guard = EndOnPanic(control, None);
+                    match lab {
+                        None => control.run(index, &mut vcpu, &mut cx, driver, ram),
+                        Some(lab) => {
+                            let driver = LabDriver { driver, lab };
+                            control.run(index, &mut vcpu, &mut cx, &driver, ram)
+                        }
+                    }
+                };
+                let builder = std::thread::Builder::new().name(format!("vcpu{index}"));
+                match builder.spawn_scoped(scope, body) {
+                    Ok(thread) => threads.push(thread),
+                    Err(e) => {
+                        control.end(None, Stop::Interrupted);
+                        if let Some(queue) = console.queue() {
+                            queue.close();
+                        }
+                        return (Err(LaunchError::Thread(e)), Vec::new());
+                    }
+                }
+            }
+            let supervised =
+                supervise::supervise(options, driver, &control, console, wake, signals);
+            let reports = threads
+                .into_iter()
+                .filter_map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+                .collect();
+            (supervised, reports)
+        }))
+    }
 }
 
 /// Ends the VM when the thread that holds it unwinds. The thread that empties the output queue
@@ -242,6 +286,19 @@ fn prepare(options: &mut Options) -> Result<Prepared, LaunchError> {
         return Err(LaunchError::TooMuchMemory { asked, host });
     }
     let ram = GuestRam::new(options.memory, options.backing)?;
+    let topology = Topology::flat(options.vm.cpus);
+    let tables = match options.acpi {
+        true => Some(acpi_tables(&topology)?),
+        false => None,
+    };
+    let reserved: Vec<MemRange> = tables
+        .iter()
+        .map(|tables| MemRange {
+            start: acpi::BASE,
+            len: tables.len() as u64,
+            kind: MemKind::Reserved,
+        })
+        .collect();
     let loaded = boot::load(&boot::Request {
         protocol: options.protocol,
         cmdline: &options.cmdline,
@@ -249,11 +306,34 @@ fn prepare(options: &mut Options) -> Result<Prepared, LaunchError> {
             .iter()
             .map(|(name, bytes, cmdline)| Module { name, bytes, cmdline })
             .collect::<Vec<_>>(),
+        reserved: &reserved,
+        acpi_rsdp: tables.as_ref().map(|_| acpi::BASE),
         ..boot::Request::new(&image, &file_name(&options.kernel), &ram)
     })?;
+    if let Some(tables) = tables {
+        // There is RAM below 1 MiB, whatever its size.
+        ram.write(acpi::BASE, &tables).map_err(|_| LaunchError::AcpiTables)?;
+    }
     // What follows needs room, too; here is some that the host has filled with pages.
     drop((image, modules));
+    let clock: Arc<dyn Clock> = Arc::new(HostClock::start());
+    assemble(options, host, ram, clock, &loaded.start)
+}
 
+/// The tables for these vCPUs.
+fn acpi_tables(topology: &Topology) -> Result<Vec<u8>, LaunchError> {
+    let ids: Vec<u32> = (0..topology.cpus()).map(|index| topology.apic_id(index)).collect();
+    acpi::tables(&ids).ok_or(LaunchError::AcpiTables)
+}
+
+/// A VM around memory that is filled, with a board of its own, and its first vCPU at `start`.
+fn assemble(
+    options: &Options,
+    host: Host,
+    ram: GuestRam,
+    mut clock: Arc<dyn Clock>,
+    start: &CpuState,
+) -> Result<Prepared, LaunchError> {
     let vm = host.create_vm(&options.vm, Some(ram.clone()))?;
     let supported = host.supported_cpuid()?;
     let cpus = options.vm.cpus;
@@ -265,7 +345,7 @@ fn prepare(options: &mut Options) -> Result<Prepared, LaunchError> {
         vcpus.push(vcpu);
     }
     if let Some(first) = vcpus.first_mut() {
-        first.start(&loaded.start)?;
+        first.start(start)?;
     }
 
     let wake = Wake::new().map_err(LaunchError::Events)?;
@@ -279,7 +359,6 @@ fn prepare(options: &mut Options) -> Result<Prepared, LaunchError> {
         }
     };
     let waker = wake.try_clone().map_err(LaunchError::Events)?;
-    let mut clock: Arc<dyn Clock> = Arc::new(HostClock::start());
     let mut behind: Arc<dyn Backplane> =
         Arc::new(KvmBackplane::new(vm.clone(), console.queue(), waker));
     let unix_time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);

@@ -21,6 +21,29 @@ const HALTS: &[u8] = &[0xfa, 0xf4];
 const CHATTY: &[u8] = &[0xba, 0xf8, 3, 0xb0, 0x41, 0xee, 0xeb, 0xfd];
 /// jmp $
 const SPINS: &[u8] = &[0xeb, 0xfe];
+/// Prints A, sets the waking vector of ACPI's FACS to 0x7d00, enables the PM event `event`, lets the
+/// RTC's alarm go off each second, and goes to sleep in S3.
+const fn sleeps(event: u8) -> [u8; 68] {
+    [
+        0xba, 0xf8, 3, 0xb0, 0x41, 0xee, // mov dx, 0x3f8; mov al, 'A'; out dx, al
+        0xb8, 0, 0xf0, 0x8e, 0xd8, // mov ax, 0xf000; mov ds, ax
+        0x66, 0xc7, 6, 0x4c, 0, 0, 0x7d, 0, 0, // mov dword [0x4c], 0x7d00
+        0xba, 2, 6, 0xb8, 0, event, 0xef, // mov dx, 0x602; mov ax, event << 8; out dx, ax
+        0xb0, 1, 0xe6, 0x70, 0xb0, 0xc0, 0xe6,
+        0x71, // second, minute and hour of the alarm: any
+        0xb0, 3, 0xe6, 0x70, 0xb0, 0xc0, 0xe6, 0x71, //
+        0xb0, 5, 0xe6, 0x70, 0xb0, 0xc0, 0xe6, 0x71, //
+        0xb0, 0xb, 0xe6, 0x70, 0xb0, 0x22, 0xe6, 0x71, // register B: AIE and 24 hours
+        0xba, 4, 6, 0xb8, 0, 0x24, 0xef, // mov dx, 0x604; mov ax, 0x2400; out dx, ax
+        0xeb, 0xfe, // jmp $
+    ]
+}
+/// At 0x7d00: prints W, and exits with 0 if the PM1 status says that the RTC woke the machine.
+const WAKES: &[u8] = &[
+    0xba, 0xf8, 3, 0xb0, 0x57, 0xee, // mov dx, 0x3f8; mov al, 'W'; out dx, al
+    0xba, 0, 6, 0xed, 0x80, 0xfc, 0x84, // mov dx, 0x600; in ax, dx; cmp ah, 0x84
+    0x0f, 0x95, 0xc0, 0xe6, 0xf4, // setne al; out 0xf4, al
+];
 /// A folder of its own for each test, gone afterwards.
 struct Folder(PathBuf);
 
@@ -317,4 +340,33 @@ fn a_guest_that_starts_again_keeps_what_it_wrote() {
     assert_eq!(output.status.code(), Some(124), "{}", stderr(&output));
     let written = std::fs::read(&serial).expect("a file");
     assert!(written.len() > 1 && written.iter().all(|&b| b == b'A'), "{written:?}");
+}
+
+#[test]
+fn a_guest_that_sleeps_in_s3_wakes_with_its_memory_if_anything_can_wake_it() {
+    if !kvm() {
+        return;
+    }
+    let folder = Folder::new("s3");
+    let image = |event| {
+        let mut code = sleeps(event).to_vec();
+        code.resize(0x100, 0);
+        code.extend(WAKES);
+        folder.file(&format!("s3-{event}"), &code)
+    };
+    // The RTC's event is bit 10; without it, or without ACPI, going to sleep is an end.
+    for (event, acpi, status, printed) in
+        [(4, "on", 1, "AW"), (0, "on", 0, "A"), (4, "off", 0, "A")]
+    {
+        let out = vmm(&["run", "--acpi", acpi], Some(&image(event)), b"");
+        assert_eq!(out.status.code(), Some(status), "{event} {acpi}: {}", stderr(&out));
+        assert_eq!(String::from_utf8_lossy(&out.stdout), printed, "{event} {acpi}");
+    }
+    let file = folder.0.join("serial.log");
+    let serial = format!("file:{}", file.display());
+    let out = vmm(&["run", "--acpi", "on", "--serial", &serial], Some(&image(4)), b"");
+    assert_eq!(out.status.code(), Some(1), "{}", stderr(&out));
+    assert_eq!(std::fs::read(file).expect("the log"), b"AW", "what it wrote before stays");
+    let tight = ["run", "--acpi", "on", "--timeout", "1ms"];
+    assert_eq!(vmm(&tight, Some(&image(4)), b"").status.code(), Some(124));
 }

@@ -18,6 +18,8 @@ pub struct Xtask {
 pub enum Command {
     /// Runs the test cases.
     Test(Test),
+    /// Runs images of kvm-unit-tests, unmodified, as their unittests.cfg says.
+    Kut(Kut),
     /// Runs everything a change must pass, the likeliest failure first.
     Ci(Ci),
     /// Tells what this machine offers, and what to do about what is missing.
@@ -86,6 +88,29 @@ pub struct Make {
 /// Flags of `test`.
 #[derive(Debug, Args)]
 pub struct Test {
+    /// How cases run.
+    #[command(flatten)]
+    pub running: Running,
+}
+
+/// Flags of `kut`.
+#[derive(Debug, Args)]
+pub struct Kut {
+    /// The images: a tree of kvm-unit-tests that was built, or a folder of images with their
+    /// unittests.cfg.
+    #[arg(long, value_name = "DIR")]
+    pub images: PathBuf,
+    /// Runs what is in the group nodefault, too.
+    #[arg(long)]
+    pub all: bool,
+    /// How they run.
+    #[command(flatten)]
+    pub running: Running,
+}
+
+/// How cases run and what is told of them.
+#[derive(Debug, Args)]
+pub struct Running {
     /// Which cases: a part of an id, a pattern with * and ?, or tag:WORD. All if none is given.
     pub filters: Vec<String>,
     /// Lists the chosen cases and runs nothing.
@@ -102,7 +127,8 @@ pub struct Test {
     #[command(flatten)]
     pub make: Make,
     /// Makes an error of each skip for one of these, separated by commas: needs (kvm, cpuid:x2apic
-    /// ..), guest (decided by the guest), known-bugs, deviations, or all. EXITLAB_REQUIRE adds to it.
+    /// ..), guest (decided by the guest), known-bugs, configurations (of kvm-unit-tests), deviations,
+    /// or all. EXITLAB_REQUIRE adds to it.
     #[arg(long, value_name = "NAMES", default_value = "", hide_default_value = true)]
     pub require: String,
     /// How many vCPUs run side by side; twice as many as there are processors if not given, since
@@ -223,6 +249,9 @@ mod tests {
             ("test --host amd", true),
             ("test --host amd,intel --kvm-param ept=0 --deterministic", true),
             ("test --host arm", false),
+            ("kut", false),
+            ("kut --images d", true),
+            ("kut --images d --host amd,intel --kvm-param npt=0 tag:vmx --all", true),
             ("host setup", true),
             ("host setup amd intel", true),
             ("host setup kvm", false),

@@ -5,6 +5,7 @@ mod ci;
 mod doctor;
 mod flags;
 mod host;
+mod kut;
 mod payloads;
 mod support;
 mod test;
@@ -20,6 +21,7 @@ fn main() -> ExitCode {
     let mut out = Out::stdout();
     let outcome = match flags::Xtask::parse().command {
         flags::Command::Test(flags) => test::run(&flags, &mut out),
+        flags::Command::Kut(flags) => kut::run(&flags, &mut out),
         flags::Command::Ci(flags) => ci::run(&flags, &mut out),
         flags::Command::Doctor(flags) => doctor::run(&flags, &mut out),
         flags::Command::Tidy(flags) => tidy::run(&flags, &mut out),

@@ -21,6 +21,8 @@ fn wrong_input_is_status_2_with_a_way_out() {
         ("test --jobs 0", "1..=1024"),
         ("test --json /no/such/directory/x", "cannot write the report /no/such/directory/x"),
         ("test --json /dev/null --junit /dev/null", "give each its own"),
+        ("kut", "--images <DIR>"),
+        ("kut --images /no/such/directory", "neither x86/unittests.cfg nor unittests.cfg"),
         ("ci --require kmv", "cannot require `kmv`"),
         ("tset", "test"),
         ("", "Usage"),

@@ -11,6 +11,8 @@ use std::time::Duration;
 use rustix::process::{ioctl_tiocsctty, setsid};
 use testcases::case::{Case, CaseId};
 use testcases::facts_table::FactsTable;
+use testcases::job::IMAGES;
+use testcases::kut::Suite;
 use testcases::load::{self, Catalog, SELFTEST};
 use testcases::process::{self, Ended};
 use testcases::runner::{GRACE, Setup, Step, run_each};
@@ -46,9 +48,38 @@ pub fn cases(
     facts: &FactsTable,
     reporter: &Reporter,
 ) -> Result<u8, String> {
-    let catalog = Catalog::of_dir(Path::new(PAYLOADS)).map_err(|e| e.to_string())?;
     let ids: Vec<&str> = wanted.iter().map(|(_, id)| &id[..]).collect();
     let cases = load::load_named(Path::new(CASES), &ids).map_err(|e| e.to_string())?;
+    run(&cases, wanted, jobs, facts, reporter)
+}
+
+/// Runs configurations of kvm-unit-tests in the same way.
+pub fn images(
+    wanted: &[(u32, String)],
+    jobs: usize,
+    facts: &FactsTable,
+    reporter: &Reporter,
+) -> Result<u8, String> {
+    let suite = Suite::open(Path::new(IMAGES)).map_err(|e| e.to_string())?;
+    // Whoever sent the job has chosen.
+    let all = suite.cases(true);
+    let named = |(_, id): &(u32, String)| {
+        let case = all.iter().find(|case| case.id.to_string() == *id);
+        case.cloned().ok_or_else(|| format!("{IMAGES} has no configuration `{id}`"))
+    };
+    let cases = wanted.iter().map(named).collect::<Result<Vec<_>, _>>()?;
+    run(&cases, wanted, jobs, facts, reporter)
+}
+
+/// Runs cases, each of which results name by the index beside it in `wanted`.
+fn run(
+    cases: &[Case],
+    wanted: &[(u32, String)],
+    jobs: usize,
+    facts: &FactsTable,
+    reporter: &Reporter,
+) -> Result<u8, String> {
+    let catalog = Catalog::of_dir(Path::new(PAYLOADS)).map_err(|e| e.to_string())?;
     let cancel = AtomicBool::new(false);
     let mut setup = Setup {
         vmm: VMM.into(),
@@ -63,7 +94,7 @@ pub fn cases(
         setup.slowness = speed.slowness();
         reporter.send(Message::Speed(speed));
     }
-    run_each(&cases, &setup, &mut |step| {
+    run_each(cases, &setup, &mut |step| {
         reporter.send(match step {
             Step::Started(at) => Message::Started { index: wanted[at].0 },
             Step::Ended(at, report) => Message::Ended { index: wanted[at].0, report },

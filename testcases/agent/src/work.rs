@@ -63,6 +63,7 @@ fn work(reporter: &Reporter) -> Result<u8, String> {
     match job.task {
         Task::Facts => Ok(0),
         Task::Cases { cases, jobs } => tasks::cases(&cases, jobs, &facts, reporter),
+        Task::Images { cases, jobs } => tasks::images(&cases, jobs, &facts, reporter),
         Task::Command(words) => tasks::command(&words, reporter),
         Task::Shell => tasks::shell(),
     }

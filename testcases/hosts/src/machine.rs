@@ -95,6 +95,21 @@ pub struct Machine {
     pub patience: Patience,
 }
 
+/// What a boot is for, with what it takes besides the image.
+#[derive(Clone, Debug)]
+pub struct Errand {
+    /// What to do.
+    pub task: Task,
+    /// Files beside the job: where the host has each, and where it is here.
+    pub files: Vec<(String, PathBuf)>,
+}
+
+impl From<Task> for Errand {
+    fn from(task: Task) -> Errand {
+        Errand { task, files: Vec::new() }
+    }
+}
+
 /// Why a host did not do what it was to.
 #[derive(Debug, Error)]
 pub enum HostError {
@@ -188,17 +203,18 @@ impl Machine {
         }
     }
 
-    /// Puts a boot together that does `task`.
+    /// Puts a boot together that does the errand.
     ///
     /// # Errors
     ///
     /// A file cannot be read or written, or the kernel is damaged.
     pub fn prepare(
         &self,
-        task: Task,
+        errand: impl Into<Errand>,
         params: &Params,
         interactive: Option<&Path>,
     ) -> Result<Prepared, HostError> {
+        let Errand { task, files } = errand.into();
         let dir = boots::directory(&self.cache, self.name)?;
         let params = self.devices.params().and(params);
         let modules = self.modules.iter().filter(|m| m.elf.is_some());
@@ -206,9 +222,14 @@ impl Machine {
         let job = serde_json::to_vec(&Job { modules, task })
             .map_err(|e| HostError::Job(self.name, e.to_string()))?;
         let mut archive = Archive::default();
-        archive
-            .file(job::PATH.trim_start_matches('/'), 0o644, job)
-            .map_err(|e| HostError::Job(self.name, e.to_string()))?;
+        let mut add = |name: &str, bytes: Vec<u8>| {
+            let added = archive.file(name.trim_start_matches('/'), 0o644, bytes);
+            added.map_err(|e| HostError::Job(self.name, e.to_string()))
+        };
+        add(job::PATH, job)?;
+        for (name, path) in files {
+            add(&name, read(&path)?)?;
+        }
         let job = archive.to_bytes();
         let command_line = format!("{} tsc_early_khz={}", self.command_line(), self.tsc_khz());
         let command = match &self.emulator {
@@ -271,7 +292,7 @@ impl Machine {
         read(&self.kernel.image)
     }
 
-    /// Boots it for `task`, and runs it to its end. What a boot that did not end well wrote stays in
+    /// Boots it for the errand, and runs it to its end. What a boot that did not end well wrote stays in
     /// its directory, which the session's story names.
     ///
     /// # Errors
@@ -279,12 +300,12 @@ impl Machine {
     /// It could not be put together; what becomes of it after that is the session's.
     pub fn boot(
         &self,
-        task: Task,
+        errand: impl Into<Errand>,
         params: &Params,
         cancel: &[&AtomicBool],
         each: &mut dyn FnMut(Envelope) -> ControlFlow<String>,
     ) -> Result<Session, HostError> {
-        let mut prepared = self.prepare(task, params, None)?;
+        let mut prepared = self.prepare(errand, params, None)?;
         let (console, log) =
             (prepared.dir.path().join(boots::CONSOLE), prepared.dir.path().join(boots::LOG));
         let command = &mut prepared.command;

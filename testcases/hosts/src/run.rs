@@ -12,12 +12,13 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use testcases::case::Case;
-use testcases::job::Task;
+use testcases::job::{IMAGES, Task};
+use testcases::kut::Suite;
 use testcases::runner::{self, CaseReport, CaseResult, Collector, Log, RunResult, Watch};
 use testcases::verdict::{Outcome, Verdict};
 use testcases::wire::Message;
 
-use crate::machine::{HostError, Machine};
+use crate::machine::{Errand, HostError, Machine};
 use crate::plan::{self, Params, Wanted};
 use crate::session::{Ending, Session};
 use crate::whole;
@@ -35,6 +36,8 @@ pub struct Setup<'a> {
     /// The host with a device for vfio-pci, for cases that need one where it has none by itself; or
     /// why it cannot be had.
     pub with_device: Result<&'a Machine, String>,
+    /// Where the images of the cases come from, if they have any.
+    pub suite: Option<&'a Suite>,
     /// How many machines run side by side; 1 at least.
     pub machines: usize,
     /// Makes results of reports.
@@ -157,9 +160,9 @@ fn run_into(
             while going < setup.machines.max(1) && !stopped {
                 let Some(boot) = boots.pop_front() else { break };
                 going += 1;
-                let (sender, stop) = (sender.clone(), &stop);
+                let (sender, stop, suite) = (sender.clone(), &stop, setup.suite);
                 scope.spawn(move || {
-                    let left = run_boot(cases, boot, &[setup.cancel, stop], &sender);
+                    let left = run_boot(cases, boot, suite, &[setup.cancel, stop], &sender);
                     // The receiver outlives every sender.
                     let _ = sender.send(Event::Over(Box::new(left)));
                 });
@@ -227,15 +230,24 @@ fn broken(reason: &str, story: String) -> CaseReport {
 fn run_boot<'a>(
     cases: &[Case],
     boot: Boot<'a>,
+    suite: Option<&Suite>,
     cancel: &[&AtomicBool],
     sender: &Sender<Event<'a>>,
 ) -> Left<'a> {
     // The index that the machine knows a case by, and ours.
     let named = boot.cases.iter().map(|&index| (index as u32, cases[index].id.to_string()));
-    let task = Task::Cases { cases: named.collect(), jobs: boot.machine.jobs };
+    let (named, jobs) = (named.collect(), boot.machine.jobs);
+    let errand = match suite {
+        None => Task::Cases { cases: named, jobs }.into(),
+        Some(suite) => {
+            let files = suite.files(boot.cases.iter().map(|&index| &cases[index])).into_iter();
+            let files = files.map(|(name, path)| (format!("{IMAGES}/{name}"), path)).collect();
+            Errand { task: Task::Images { cases: named, jobs }, files }
+        }
+    };
     let mut waiting = boot.cases.clone();
     let mut running: Vec<usize> = Vec::new();
-    let end = boot.machine.boot(task, &boot.params, cancel, &mut |envelope| {
+    let end = boot.machine.boot(errand, &boot.params, cancel, &mut |envelope| {
         // The receiver outlives every sender.
         match envelope.message {
             Message::Started { index } => {

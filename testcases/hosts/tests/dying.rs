@@ -112,6 +112,7 @@ impl World {
         let flag = AtomicBool::new(false);
         let params = Params::default();
         let setup = Setup {
+            suite: None,
             params: &params,
             with_device: Err("not in this test".into()),
             machines: 1,

@@ -6,6 +6,7 @@ use serde::Deserialize;
 use vmm::host::test::HostTest;
 
 use super::{About, Because, Deviates, Expect, KnownBug, Machine, Tag, Timeout};
+use crate::kut::image::Image;
 use crate::nearest;
 use crate::need::Need;
 
@@ -44,14 +45,18 @@ pub enum Subject {
     Guest(TestRef),
     /// The host itself, by a test of `vmm host-test`, written `host-test = "TEST"`.
     Host(HostTest),
+    /// An image that others made, which says by its exit status alone what came of it; no case file
+    /// has one: see [`crate::kut`].
+    Image(Box<Image>),
 }
 
 impl Subject {
-    /// The payload; `host` if there is no guest.
+    /// The payload or image; `host` if there is no guest.
     pub fn payload(&self) -> &str {
         match self {
             Subject::Guest(test) => &test.payload,
             Subject::Host(_) => "host",
+            Subject::Image(image) => image.name(),
         }
     }
 
@@ -60,6 +65,7 @@ impl Subject {
         match self {
             Subject::Guest(test) => &test.test,
             Subject::Host(test) => test.name(),
+            Subject::Image(image) => &image.config,
         }
     }
 }

@@ -98,9 +98,11 @@ pub struct Place {
     pub name: String,
     /// What emulates it; `None` for the machine's own KVM.
     pub emulator: Option<String>,
+    /// The command that runs such cases, after `cargo xtask`, such as `test`.
+    pub command: Vec<String>,
     /// Whether cases run on other hosts, too, so that a line must name this one.
     pub among_others: bool,
-    /// The flags besides `--host` that `cargo xtask test` and `cargo xtask host run` need to bring
+    /// The flags besides `--host` that this command and `cargo xtask host run` need to bring
     /// about such a host again.
     pub flags: Vec<String>,
 }
@@ -108,12 +110,15 @@ pub struct Place {
 impl Place {
     /// The machine's own `/dev/kvm`, as the only host of a run.
     pub fn own() -> Place {
-        Place { name: "kvm".into(), emulator: None, among_others: false, flags: Vec::new() }
+        let command = vec!["test".into()];
+        Place { name: "kvm".into(), emulator: None, command, among_others: false, flags: vec![] }
     }
 
     /// The command that runs this case alone, through the runner.
     pub fn rerun(&self, id: &CaseId) -> String {
-        let mut words = self.words(&["cargo", "xtask", "test", "--host", &self.name]);
+        let first = ["cargo", "xtask"].into_iter().chain(self.command.iter().map(String::as_str));
+        let first: Vec<_> = first.chain(["--host", &self.name]).collect();
+        let mut words = self.words(&first);
         words.extend(["--exact".to_string(), id.to_string()]);
         shell_line(&words)
     }

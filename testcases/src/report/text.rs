@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::table::table;
 use super::{HostRun, Place, Runs};
 use crate::case::CaseId;
+use crate::case::Subject;
 use crate::runner::CaseResult;
 use crate::verdict::Outcome;
 
@@ -57,7 +58,9 @@ pub fn details(result: &CaseResult, place: &Place) -> String {
         text.push_str("the serial log is empty\n");
     }
     let _ = writeln!(text, "run it alone:\n  {}", place.rerun(id));
-    if !result.command.is_empty() {
+    // An image is on an emulated host only while its case runs there.
+    let gone = place.emulator.is_some() && matches!(result.case.spec.subject, Subject::Image(_));
+    if !result.command.is_empty() && !gone {
         let _ = writeln!(text, "  {}", place.plain(&result.command));
     }
     text
@@ -291,6 +294,7 @@ mod tests {
         let place = Place {
             name: "amd".into(),
             emulator: Some("QEMU 10.0".into()),
+            command: vec!["test".into()],
             among_others: true,
             flags: vec!["--kvm-param".into(), "npt=0".into()],
         };

@@ -176,6 +176,16 @@ pub fn load(request: &Request<'_>) -> Result<Loaded, BootError> {
     })
 }
 
+/// The registers of a processor that goes on at the waking vector of ACPI's FACS: in real mode, at
+/// CS:IP of the address shifted right by 4, and the 4 bits that leaves (ACPI 6.5, section 5.2.10). Of
+/// the address, the 20 bits that real mode reaches count.
+pub fn waking(vector: u32) -> CpuState {
+    let vector = u64::from(vector & 0xf_ffff);
+    let mut start = cpu::real(vector & !0xf, 0);
+    start.rip = if vector < 0x1_0000 { vector } else { vector & 0xf };
+    start
+}
+
 fn prepare(request: &Request<'_>) -> Result<Loaded, Fault> {
     check_cmdlines(request)?;
     let Image { protocol, mode, mut pieces, entry } = understand(request)?;

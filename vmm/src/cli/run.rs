@@ -36,6 +36,12 @@ enum PitArg {
     None,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum OnOff {
+    On,
+    Off,
+}
+
 /// What backs guest memory.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum HugeArg {
@@ -123,6 +129,14 @@ pub struct Run {
     /// The interval timer; needs the kernel's interrupt controllers.
     #[arg(long, value_name = "WHICH")]
     pit: Option<PitArg>,
+
+    /// Whether vCPUs keep their processors when they halt, pause or wait.
+    #[arg(long, value_name = "WHETHER", default_value = "off")]
+    cpu_pm: OnOff,
+
+    /// Whether the guest finds ACPI tables, and can sleep in S3.
+    #[arg(long, value_name = "WHETHER", default_value = "off")]
+    acpi: OnOff,
 
     /// Where the first serial port leads: stdio, null or file:PATH.
     #[arg(long, value_name = "WHERE", default_value = "stdio")]
@@ -282,6 +296,7 @@ impl Run {
                 msr_exits: self.msr_exits,
                 hypercall_exits: self.hypercall_exits,
                 sync_regs: self.exit_rips,
+                cpu_pm: self.cpu_pm == OnOff::On,
                 cpus: self.cpus,
                 dirty_ring: self.dirty_ring,
             },
@@ -290,6 +305,7 @@ impl Run {
             trace: self.trace,
             lab: self.lab,
             keep_halted: self.keep_halted,
+            acpi: self.acpi == OnOff::On,
             again: false,
         })
     }

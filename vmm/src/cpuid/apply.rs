@@ -99,6 +99,10 @@ impl CpuModel {
             return Err(CpuidError::Vcpu { vcpu, cpus });
         }
         let mut cpuid = supported.clone();
+        if let Some(base) = self.base {
+            base.limit(&mut cpuid);
+            mirror(&mut cpuid);
+        }
         cpuid.set(&known("hypervisor"), true);
         // These two follow CR4 of the running guest.
         cpuid.set(&known("osxsave"), false);
@@ -111,6 +115,9 @@ impl CpuModel {
             if *on {
                 let ours = OURS.contains(&feature.name);
                 if !ours && !self.force && !supported.has(feature) {
+                    if self.lenient {
+                        continue;
+                    }
                     return Err(CpuidError::Unsupported(*feature));
                 }
                 turn_on(&mut cpuid, feature);
@@ -158,11 +165,15 @@ impl CpuModel {
         }
         // Without the leaf a processor has 36 bits (SDM, volume 3, 4.1.4).
         let host = cpuid.get(EXTENDED + 8, 0).map_or(36, |l| l.eax as u8);
-        if let Some(asked) = self.phys_bits.filter(|&asked| asked > host && !self.force) {
-            return Err(CpuidError::PhysBits { asked, host });
+        let mut wanted = self.phys_bits;
+        if let Some(asked) = wanted.filter(|&asked| asked > host && !self.force) {
+            if !self.lenient {
+                return Err(CpuidError::PhysBits { asked, host });
+            }
+            wanted = None;
         }
         if let Some(leaf) = cpuid.get_mut(EXTENDED + 8, 0) {
-            if let Some(bits) = self.phys_bits {
+            if let Some(bits) = wanted {
                 leaf.eax = leaf.eax & 0xff00 | u32::from(bits);
             }
             if !la57 && leaf.eax >> 8 & 0xff > 48 {

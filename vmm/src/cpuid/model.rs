@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::base::Base;
 use super::table::{feature, nearest};
 use super::{CpuidError, Feature};
 
@@ -11,6 +12,7 @@ const WORDS: &[&str] = &[
     "host",
     "max",
     "force",
+    "enforce",
     "kvm",
     "host-phys-bits",
     "vendor",
@@ -30,13 +32,14 @@ pub struct Switch {
     pub on: bool,
 }
 
-/// A processor: all that the host supports, and these changes.
+/// A processor: all that the host supports, or what of it a model has, and these changes.
 ///
 /// Its text form is `host,+x2apic,-pcid,vendor=AuthenticAMD,phys-bits=40`:
 ///
 /// | word | meaning |
 /// |---|---|
 /// | `host`, `max` | the first word, and may be left out: all that the host supports |
+/// | `qemu64`, `IvyBridge` … | the first word: no features of the processor but the model's; see [`super::MODELS`] |
 /// | `+NAME`, `NAME`, `NAME=on` | the feature is there; an error if the host does not support it |
 /// | `-NAME`, `NAME=off` | it is not, and no feature that needs it; the last word on a feature counts |
 /// | `vendor=` | twelve characters, `GenuineIntel` |
@@ -45,8 +48,11 @@ pub struct Switch {
 /// | `phys-bits=`, `host-phys-bits` | physical address bits, 32 to 52; the host's |
 /// | `kvm=off` | the leaves that tell the hypervisor are hidden |
 /// | `force` | the guest is told also what the host does not support |
+/// | `enforce=off` | what the host does not support is left out, and no error |
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CpuModel {
+    /// The model whose features it has; `None` for all that the host supports.
+    pub base: Option<&'static Base>,
     /// The features turned on and off, in the order in which they were.
     pub switches: Vec<Switch>,
     /// The vendor's characters, instead of the host's.
@@ -65,9 +71,32 @@ pub struct CpuModel {
     pub hide_kvm: bool,
     /// Whether features that the host does not support are announced all the same.
     pub force: bool,
+    /// Whether features that the host does not support are left out, instead of being an error.
+    pub lenient: bool,
 }
 
 impl CpuModel {
+    /// The model of this name, without any changes, if there is one.
+    fn named_model(name: &str) -> Option<CpuModel> {
+        if matches!(name, "host" | "max") {
+            return Some(CpuModel::default());
+        }
+        let base = Base::named(name)?;
+        Some(CpuModel {
+            base: Some(base),
+            family: Some(base.family),
+            model: Some(base.model),
+            stepping: Some(base.stepping),
+            phys_bits: Some(Base::PHYS_BITS),
+            ..CpuModel::default()
+        })
+    }
+
+    /// Whether a model has this name: `host`, `max`, or one of [`super::MODELS`].
+    pub fn is_model(name: &str) -> bool {
+        CpuModel::named_model(name).is_some()
+    }
+
     /// Turns a feature on or off; the last word on it counts.
     pub fn switch(&mut self, feature: Feature, on: bool) {
         self.switches.push(Switch { feature, on });
@@ -84,6 +113,10 @@ impl CpuModel {
             Some((key, value)) => self.pair(word, &key.replace('_', "-"), value),
             None if word == "force" => {
                 self.force = true;
+                Ok(())
+            }
+            None if word == "enforce" => {
+                self.lenient = false;
                 Ok(())
             }
             None if word == "host-phys-bits" => {
@@ -138,6 +171,7 @@ impl CpuModel {
             }
             "kvm" => self.hide_kvm = !switch()?,
             "force" => self.force = switch()?,
+            "enforce" => self.lenient = !switch()?,
             name => match feature(name) {
                 Some(feature) => self.switch(feature, switch()?),
                 None => {
@@ -156,9 +190,10 @@ impl FromStr for CpuModel {
     fn from_str(text: &str) -> Result<CpuModel, CpuidError> {
         let mut model = CpuModel::default();
         for (i, word) in text.split(',').enumerate() {
-            match word.trim() {
-                "host" | "max" if i == 0 => {}
-                word => model.word(word)?,
+            let word = word.trim();
+            match CpuModel::named_model(word).filter(|_| i == 0) {
+                Some(named) => model = named,
+                None => model.word(word)?,
             }
         }
         Ok(model)
@@ -169,6 +204,7 @@ impl FromStr for CpuModel {
 impl fmt::Display for CpuModel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let CpuModel {
+            base,
             switches,
             vendor,
             name,
@@ -178,8 +214,12 @@ impl fmt::Display for CpuModel {
             phys_bits,
             hide_kvm,
             force,
+            lenient,
         } = self;
-        f.write_str("host")?;
+        f.write_str(base.map_or("host", |base| base.name))?;
+        if *lenient {
+            f.write_str(",enforce=off")?;
+        }
         for Switch { feature, on } in switches {
             write!(f, ",{}{}", if *on { '+' } else { '-' }, feature.name)?;
         }
@@ -194,8 +234,10 @@ impl fmt::Display for CpuModel {
                 write!(f, ",{key}={value}")?;
             }
         }
-        if let Some(bits) = phys_bits {
-            write!(f, ",phys-bits={bits}")?;
+        match phys_bits {
+            Some(bits) => write!(f, ",phys-bits={bits}")?,
+            None if base.is_some() => f.write_str(",host-phys-bits")?,
+            None => {}
         }
         if *hide_kvm {
             f.write_str(",kvm=off")?;

@@ -157,6 +157,12 @@ pub fn features() -> impl Iterator<Item = Feature> {
     })
 }
 
+/// The registers that hold features of the processor: all of the table but those in which a
+/// hypervisor tells of itself.
+pub(super) fn processor_words() -> impl Iterator<Item = (u32, u32, Reg)> {
+    WORDS.iter().filter(|w| w.leaf & super::RANGE != HYPERVISOR).map(|w| (w.leaf, w.subleaf, w.reg))
+}
+
 /// Whether two names are one: case, and which of `_`, `-` and `.` is used, means nothing.
 fn same(a: &str, b: &str) -> bool {
     a.len() == b.len() && a.bytes().map(plain).eq(b.bytes().map(plain))

@@ -126,6 +126,51 @@ fn features_are_turned_on_and_off() {
 }
 
 #[test]
+fn a_model_has_its_own_features_and_no_more_than_the_host() {
+    let qemu64 = cpu("qemu64,-sse3,+smep");
+    for (name, there) in [
+        ("sse2", true),
+        ("lahf-lm", true),
+        ("x2apic", true),
+        ("kvmclock", true),
+        ("smep", true),
+        ("sse3", false),
+        ("avx", false),
+        ("xsave", false),
+        ("smap", false),
+        ("invtsc", false),
+    ] {
+        assert_eq!(qemu64.has_named(name), there, "{name}");
+    }
+    assert_eq!(qemu64.get(1, 0).map(|l| l.eax & 0x0fff_0fff), Some(0x0006_0fb1), "15, 107, 1");
+    assert_eq!(qemu64.get(EXTENDED + 8, 0).map(|l| l.eax & 0xff), Some(40));
+    assert!(qemu64.get(0xd, 0).is_none(), "no XSAVE, no state components");
+    let own = cpu("qemu64,host-phys-bits").get(EXTENDED + 8, 0).map(|l| l.eax & 0xff);
+    assert_eq!(own, Some(0x30));
+    for base in &MODELS {
+        let told = cpu(base.name);
+        assert!(features().all(|f| !told.has(&f) || intel().has(&f) || f.name == "hypervisor"));
+        let written = model(base.name).to_string();
+        assert_eq!(model(&written), model(base.name), "{written}");
+    }
+    let amd = model("qemu64").apply(&host(b"AuthenticAMD"), 0, &Topology::flat(1)).expect("a CPU");
+    let mirrored = |leaf| amd.get(leaf, 0).map(|l| l.edx & 0x0183_f3ff);
+    assert_eq!(mirrored(1), mirrored(EXTENDED + 1), "what AMD repeats");
+}
+
+#[test]
+fn what_the_host_lacks_is_left_out_if_that_is_allowed() {
+    let asked = "host,+svm,+sse3,phys-bits=52";
+    assert!(model(asked).apply(&intel(), 0, &Topology::flat(1)).is_err());
+    let lenient = cpu(&format!("{asked},enforce=off"));
+    assert!(!lenient.has_named("svm") && lenient.has_named("sse3"));
+    assert_eq!(lenient.get(EXTENDED + 8, 0).map(|l| l.eax & 0xff), Some(0x30));
+    assert!(!model(&format!("{asked},enforce=off,enforce")).lenient);
+    let shown = model("qemu64,enforce=off,host-phys-bits,+svm");
+    assert_eq!(model(&shown.to_string()), shown);
+}
+
+#[test]
 fn the_leaves_of_the_hypervisor_can_be_hidden() {
     assert!(cpu("host").has_named("kvmclock"));
     assert!(!cpu("-kvmclock").has_named("kvmclock2"));

@@ -1,6 +1,6 @@
 //! The host's monotonic clock.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::device::{Clock, Nanos};
 
@@ -15,6 +15,12 @@ impl HostClock {
     /// Switched on now.
     pub fn start() -> HostClock {
         HostClock { start: Instant::now() }
+    }
+
+    /// Switched on so long ago; now, if the host's clock does not reach back that far.
+    pub fn start_at(ago: Nanos) -> HostClock {
+        let now = Instant::now();
+        HostClock { start: now.checked_sub(Duration::from_nanos(ago)).unwrap_or(now) }
     }
 }
 

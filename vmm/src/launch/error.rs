@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use crate::boot::BootError;
 use crate::cpuid::CpuidError;
+use crate::device::StateError;
 use crate::hv::HvError;
 use crate::machine::BoardError;
 use crate::ram::RamError;
@@ -49,6 +50,15 @@ pub enum LaunchError {
     /// The board.
     #[error(transparent)]
     Board(#[from] BoardError),
+    /// No room for ACPI tables.
+    #[error(
+        "the ACPI tables of so many vCPUs have no room below 1 MiB; ask for fewer with --cpus, or \
+         leave --acpi out"
+    )]
+    AcpiTables,
+    /// The board cannot take up what it was before its guest slept.
+    #[error("the board does not come back from sleep: {0}; this is a flaw of this program")]
+    Resume(StateError),
     /// The serial port's other end.
     #[error("serial output to {to} cannot be opened: {source}; choose another with --serial")]
     Serial {
@@ -94,7 +104,10 @@ impl LaunchError {
     /// failed on the way.
     pub fn status(&self) -> u8 {
         match self {
-            LaunchError::Events(_) | LaunchError::Thread(_) | LaunchError::Board(_) => 14,
+            LaunchError::Events(_)
+            | LaunchError::Thread(_)
+            | LaunchError::Board(_)
+            | LaunchError::Resume(_) => 14,
             LaunchError::Hv(HvError::Call { .. }) | LaunchError::Output { .. } => 14,
             LaunchError::Trace(RecordError::Write { .. } | RecordError::Past { .. }) => 14,
             _ => 2,

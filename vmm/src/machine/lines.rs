@@ -30,6 +30,12 @@ impl Lines {
         }
     }
 
+    /// Whether somebody holds `gsi` high.
+    pub(super) fn is_high(&self, gsi: u32) -> bool {
+        let line = self.0.get(gsi as usize);
+        line.is_some_and(|line| *line.lock().unwrap_or_else(PoisonError::into_inner) != 0)
+    }
+
     /// One driver changed its levels of GSIs 0 to 31 from `before` to `after`.
     pub(super) fn drive_many(&self, backplane: &dyn Backplane, before: u32, after: u32) {
         let mut changed = before ^ after;

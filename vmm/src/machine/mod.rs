@@ -3,6 +3,7 @@
 //! [`Machine::handle`] knows nothing of KVM. On its way an exit meets no allocation, no system
 //! call and one lock, the device's own.
 
+pub mod acpi;
 mod error;
 mod lines;
 mod log;
@@ -213,6 +214,11 @@ impl Machine {
     /// Names of the devices, in the order they were added.
     pub fn devices(&self) -> impl Iterator<Item = &'static str> {
         self.slots.iter().map(|s| s.name)
+    }
+
+    /// Whether a device holds this interrupt line high.
+    pub fn line(&self, gsi: u32) -> bool {
+        self.lines.is_high(gsi)
     }
 
     /// Time since the board was switched on.

@@ -6,6 +6,7 @@ pub mod lex;
 pub mod out;
 pub mod ready;
 pub mod repository;
+pub mod running;
 pub mod terminal;
 
 use std::path::{Path, PathBuf};

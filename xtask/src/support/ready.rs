@@ -10,8 +10,7 @@ use hosts::plan::{self, Params};
 use hosts::run;
 use testcases::case::Case;
 use testcases::facts::HostFacts;
-use testcases::facts_table::FactsTable;
-use testcases::load::Catalog;
+use testcases::kut::Suite;
 use testcases::program;
 use testcases::report::{HostInfo, HostRun, Place};
 use testcases::require::Require;
@@ -19,6 +18,7 @@ use testcases::runner::{self, Collector, RunResult, Setup, Watch};
 
 use super::emulated::{self, Workshop};
 use super::out::complain;
+use super::running::Chosen;
 use super::{Failure, cargo};
 use crate::flags;
 
@@ -29,16 +29,12 @@ const DEVICE: &str = "e1000e:vfio";
 pub struct Common<'a> {
     /// The workspace.
     pub root: &'a Path,
-    /// The payloads.
-    pub catalog: &'a Catalog,
-    /// This machine.
-    pub facts: &'a FactsTable,
+    /// What will be run.
+    pub chosen: &'a Chosen<'a>,
     /// The skips that are errors.
     pub require: Require,
     /// What emulated hosts are made of.
     pub make: &'a flags::Make,
-    /// The cases that will be run.
-    pub cases: &'a [Case],
     /// How many vCPUs run side by side, if the user says.
     pub jobs: Option<usize>,
     /// Whether the first fail or error stops a run.
@@ -53,6 +49,7 @@ struct Emulated<'a> {
     params: Params,
     /// The same with a device for vfio-pci, if a case needs that; or why it cannot be had.
     with_device: Result<Machine, String>,
+    suite: Option<&'a Suite>,
     cancel: &'a AtomicBool,
 }
 
@@ -85,14 +82,15 @@ impl<'a> Ready<'a> {
     ) -> Result<Ready<'a>, Failure> {
         let (place, info, kind) = match host {
             flags::Host::Kvm | flags::Host::All => {
-                let place = Place { among_others, ..Place::own() };
-                let info = HostInfo::new(&place, common.facts);
+                let command = common.chosen.command.clone();
+                let place = Place { among_others, command, ..Place::own() };
+                let info = HostInfo::new(&place, common.chosen.facts);
                 (place, info, Kind::Own(own_kvm(common)?))
             }
             flags::Host::Amd => emulated(Name::Amd, among_others, common)?,
             flags::Host::Intel => emulated(Name::Intel, among_others, common)?,
         };
-        let runs = common.root.join("target/test-runs").join(&place.name);
+        let runs = common.root.join(common.chosen.runs).join(&place.name);
         let collector = Collector { runs, require: common.require.clone() };
         Ok(Ready { place, info, collector, fail_fast: common.fail_fast, kind })
     }
@@ -102,10 +100,11 @@ impl<'a> Ready<'a> {
         let run = match &self.kind {
             Kind::Own(setup) => runner::run(cases, setup, &self.collector, self.fail_fast, watch),
             Kind::Emulated(host) => {
-                let Emulated { machine, params, with_device, cancel } = &**host;
+                let Emulated { machine, params, with_device, suite, cancel } = &**host;
                 let setup = run::Setup {
                     params,
                     with_device: with_device.as_ref().map_err(String::clone),
+                    suite: *suite,
                     machines: emulated::side_by_side(machine),
                     collector: &self.collector,
                     fail_fast: self.fail_fast,
@@ -139,7 +138,7 @@ pub fn failure(error: HostError) -> Failure {
 
 /// The machine's own `/dev/kvm`.
 fn own_kvm<'a>(common: &Common<'a>) -> Result<Setup<'a>, Failure> {
-    let facts = common.facts;
+    let facts = common.chosen.facts;
     if let Err(why) = facts.kvm() {
         complain(format_args!(
             "\nwarning: NO GUEST WILL RUN: {why}\n`cargo xtask doctor` tells what to do\n"
@@ -148,7 +147,7 @@ fn own_kvm<'a>(common: &Common<'a>) -> Result<Setup<'a>, Failure> {
     let vmm = program::build_vmm(common.root, &cargo(), common.cancel);
     Ok(Setup {
         vmm: vmm.map_err(Failure::bad)?,
-        catalog: common.catalog,
+        catalog: common.chosen.catalog,
         facts,
         // A case waits for about as long as it computes: for its timers, and for KVM to take a VM apart.
         jobs: common.jobs.unwrap_or_else(|| 2 * facts.cpus()),
@@ -164,7 +163,8 @@ fn emulated<'a>(
     among_others: bool,
     common: &Common<'a>,
 ) -> Result<(Place, HostInfo, Kind<'a>), Failure> {
-    let Common { root, catalog, make, cancel, .. } = *common;
+    let Common { root, chosen, make, cancel, .. } = *common;
+    let catalog = chosen.catalog;
     let made = |make| {
         let (machine, params) = emulated::machine(name, &Workshop { root, catalog, make, cancel })?;
         let jobs = common.jobs.unwrap_or(machine.jobs);
@@ -177,11 +177,12 @@ fn emulated<'a>(
         name: name.to_string(),
         emulator: Some(emulator),
         among_others,
+        command: chosen.command.clone(),
         flags: again(make),
     };
     let facts = machine.facts(&params, &[cancel]).map_err(failure)?;
     let info = HostInfo::new(&place, &facts);
-    let with_device = if !common.cases.iter().any(|case| plan::lacks_device(case, &facts)) {
+    let with_device = if !chosen.cases.iter().any(|case| plan::lacks_device(case, &facts)) {
         Err("no case needs one".to_string())
     } else if name != Name::Amd {
         Err(format!("host {name} has no IOMMU; host amd has one: --host amd"))
@@ -195,7 +196,7 @@ fn emulated<'a>(
         let made = made(&flags::Make { device, ..make.clone() });
         made.map(|(machine, _)| machine).map_err(|e: Failure| e.message)
     };
-    let host = Emulated { machine, params, with_device, cancel };
+    let host = Emulated { machine, params, with_device, suite: chosen.suite, cancel };
     Ok((place, info, Kind::Emulated(Box::new(host))))
 }
 

@@ -55,11 +55,20 @@ pub struct KvmConfig {
     /// Each exit brings the general registers along (`KVM_CAP_SYNC_REGS`), so that the log of the
     /// last exits can say where each one came from.
     pub sync_regs: bool,
+    /// vCPUs keep their processors when they halt, pause or wait
+    /// (`KVM_CAP_X86_DISABLE_EXITS`), as far as this host lets them.
+    pub cpu_pm: bool,
     /// vCPUs that the VM will have.
     pub cpus: u32,
     /// Entries of each vCPU's dirty ring, a power of two; 0 for none, and bitmaps instead.
     pub dirty_ring: u32,
 }
+
+/// What of `KVM_CAP_X86_DISABLE_EXITS` is waiting.
+const IDLE: u32 = KVM_X86_DISABLE_EXITS_MWAIT
+    | KVM_X86_DISABLE_EXITS_HLT
+    | KVM_X86_DISABLE_EXITS_PAUSE
+    | KVM_X86_DISABLE_EXITS_CSTATE;
 
 /// `KVM_HC_MAP_GPA_RANGE` of the hypercall ABI (linux/kvm_para.h).
 const KVM_HC_MAP_GPA_RANGE: u32 = 12;
@@ -169,7 +178,19 @@ impl Host {
                 hint: "ask for fewer with --cpus",
             });
         }
+        if config.cpu_pm && self.idle_exits(config) == 0 {
+            let what = "KVM_CAP_X86_DISABLE_EXITS".to_owned();
+            return Err(HvError::Lacks { what, hint: "run without --cpu-pm on" });
+        }
         KvmVm::new(self, config, ram)
+    }
+
+    /// The bits of `KVM_CAP_X86_DISABLE_EXITS` for vCPUs that keep their processors, if they are to.
+    fn idle_exits(&self, config: &KvmConfig) -> u32 {
+        match config.cpu_pm {
+            true => self.check_extension(KVM_CAP_X86_DISABLE_EXITS).cast_unsigned() & IDLE,
+            false => 0,
+        }
     }
 
     /// The capability that brings dirty rings, and the bytes that one may have.

@@ -57,6 +57,12 @@ impl KvmVm {
             let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
             call("KVM_CREATE_PIT2", fd.create_pit2(pit))?;
         }
+        let exits = host.idle_exits(config);
+        if exits != 0 {
+            // Before the first vCPU, or KVM refuses it.
+            let name = "KVM_CAP_X86_DISABLE_EXITS";
+            enable(KVM_CAP_X86_DISABLE_EXITS, exits.into(), name)?;
+        }
         if config.msr_exits {
             let why = KVM_MSR_EXIT_REASON_UNKNOWN | KVM_MSR_EXIT_REASON_INVAL;
             enable(KVM_CAP_X86_USER_SPACE_MSR, why.into(), "KVM_CAP_X86_USER_SPACE_MSR")?;
