@@ -5,7 +5,8 @@
 //! [`load`] reads the cases and checks them against the payloads that [`build`] makes; [`select`]
 //! chooses; [`kut`] makes cases of the images of kvm-unit-tests; [`runner`] runs each in a process of its own ([`process`]), as many side by side as fit
 //! ([`schedule`]); [`transcript`] reads what the guest says and [`verdict`] judges; [`skip`] is why a case was left out, and [`require`] tells
-//! which of that is not accepted; [`report`] tells people, CI systems and programs.
+//! which of that is not accepted; [`report`] tells people, CI systems and programs. [`coverage`] tells
+//! what of KVM's API and of the manuals has a case, and what has none yet.
 //!
 //! An emulated host gets a [`job`] and reports by messages on a [`wire`].
 
@@ -13,6 +14,7 @@ pub mod bounded;
 pub mod build;
 pub mod caps;
 pub mod case;
+pub mod coverage;
 pub mod facts;
 pub mod facts_table;
 pub mod job;

@@ -1,5 +1,6 @@
 //! Reads the case files, and checks them against the payloads that were built.
 
+mod area;
 mod check;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -103,7 +104,8 @@ impl Catalog {
     }
 }
 
-/// Reads every case below `dir` (`AREA/NAME.toml`), sorted by id, variants after their base.
+/// Reads every case below `dir` (`AREA/NAME.toml`), sorted by id, variants after their base. What
+/// `AREA/area.toml` says of all cases of the area is in each of them.
 ///
 /// # Errors
 ///
@@ -117,8 +119,12 @@ pub fn load(dir: &Path) -> Result<Vec<Case>, Problems> {
             problems.add(&area_path, "no case: cases are AREA/NAME.toml below the cases directory");
             continue;
         }
+        let area_file = area_path.join(area::FILE);
+        let shared = area::read(&area_file, &mut problems);
+        let first = cases.len();
         for (file, path) in entries(&area_path, &mut problems) {
             match file.strip_suffix(".toml") {
+                _ if file == area::FILE => {}
                 Some(name) if is_word(&area) && is_word(name) => {
                     read(&area, name, &path, &mut cases, &mut problems);
                 }
@@ -128,13 +134,15 @@ pub fn load(dir: &Path) -> Result<Vec<Case>, Problems> {
                 ),
             }
         }
+        area::apply(&area_file, &shared, &mut cases[first..], &mut problems);
     }
     cases.sort_by(|a, b| a.id.cmp(&b.id));
     problems.or(cases)
 }
 
-/// Reads those of the cases below `dir` that are named, and no more files than that takes. Returns
-/// them in the order of the names.
+/// Reads those of the cases below `dir` that are named, and no more files than that takes: what all
+/// cases of an area cover is not in them, and running them does not ask for it. Returns them in the
+/// order of the names.
 ///
 /// # Errors
 ///

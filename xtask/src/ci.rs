@@ -42,6 +42,7 @@ fn stages(require: &str, kvm: bool) -> Vec<Stage> {
     vec![
         stage("format", "fmt --all --check", 2),
         stage("tidy", "xtask tidy", 10),
+        stage("coverage", "xtask coverage-map --check", 10),
         stage("clippy", "clippy --workspace --all-targets -- -D warnings", 20),
         stage("lint payloads", "xtask payloads --lint", 20),
         stage("tests", "test --workspace", 30),
@@ -115,7 +116,7 @@ mod tests {
                 assert!(flags::Xtask::try_parse_from(words).is_ok(), "{:?}", stage.words);
             }
         }
-        assert_eq!(own, 4);
+        assert_eq!(own, 5);
         let cases =
             |require, kvm| stages(require, kvm).pop().expect("the last stage").words.join(" ");
         // A KVM that is required and missing is an error of its cases.

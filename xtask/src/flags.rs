@@ -28,6 +28,8 @@ pub enum Command {
     Tidy(Tidy),
     /// Builds the guest payloads and lists their tests.
     Payloads(Payloads),
+    /// Tells what of KVM's API and of the manuals is tested, on which host, and what is not yet.
+    CoverageMap(CoverageMap),
     /// Sets up emulated hosts, lists them, and gives a shell or runs a command on one.
     Host(HostCommand),
 }
@@ -176,6 +178,21 @@ pub struct Payloads {
     pub lint: bool,
 }
 
+/// Flags of `coverage-map`.
+#[derive(Debug, Args)]
+pub struct CoverageMap {
+    /// Shows what became of the cases, from reports that `test --json FILE` wrote. Where two tell of
+    /// one case on one host, the later one counts.
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    pub json: Vec<PathBuf>,
+    /// Writes the page to this file, not to standard output.
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Only checks what the cases say that they cover, and counts.
+    #[arg(long, conflicts_with_all = ["json", "out"])]
+    pub check: bool,
+}
+
 /// Flags of `host`.
 #[derive(Debug, Args)]
 pub struct HostCommand {
@@ -263,6 +280,11 @@ mod tests {
             ("ci --require kvm", true),
             ("doctor", true),
             ("payloads --check", true),
+            ("coverage-map", true),
+            ("coverage-map --json a b --json c --out d", true),
+            ("coverage-map --check", true),
+            ("coverage-map --check --json a", false),
+            ("coverage-map --json", false),
             ("", false),
             ("tset", false),
         ] {

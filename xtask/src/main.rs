@@ -2,6 +2,7 @@
 //! file of its name.
 
 mod ci;
+mod coverage_map;
 mod doctor;
 mod flags;
 mod host;
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
         flags::Command::Doctor(flags) => doctor::run(&flags, &mut out),
         flags::Command::Tidy(flags) => tidy::run(&flags, &mut out),
         flags::Command::Payloads(flags) => payloads::run(&flags, &mut out),
+        flags::Command::CoverageMap(flags) => coverage_map::run(&flags, &mut out),
         flags::Command::Host(flags) => host::run(&flags, &mut out),
     };
     // What the command itself has to tell comes before what became of its output.

@@ -6,6 +6,7 @@ use serde::Deserialize;
 use vmm::host::test::HostTest;
 
 use super::{About, Because, Deviates, Expect, KnownBug, Machine, Tag, Timeout};
+use crate::coverage::Cover;
 use crate::kut::image::Image;
 use crate::nearest;
 use crate::need::Need;
@@ -34,6 +35,8 @@ pub struct Spec {
     pub expect: Expect,
     /// Words to choose cases by (`tag:WORD` as a filter).
     pub tags: Vec<Tag>,
+    /// What is covered on purpose, besides what the rest of the case tells; see [`crate::coverage`].
+    pub covers: Vec<Cover>,
     /// The machine the test runs on.
     pub machine: Machine,
 }
@@ -126,6 +129,8 @@ struct Written {
     #[serde(default)]
     tags: Vec<Tag>,
     #[serde(default)]
+    covers: Vec<Cover>,
+    #[serde(default)]
     machine: Machine,
 }
 
@@ -134,7 +139,7 @@ impl TryFrom<Written> for Spec {
 
     fn try_from(written: Written) -> Result<Spec, String> {
         let Written { about, payload, host_test, needs, because, known_bug, .. } = written;
-        let Written { deviates, timeout, expect, tags, machine, .. } = written;
+        let Written { deviates, timeout, expect, tags, covers, machine, .. } = written;
         let subject = match (payload, host_test) {
             (Some(test), None) => Subject::Guest(test),
             (None, Some(name)) => Subject::Host(named(&name)?),
@@ -166,6 +171,7 @@ impl TryFrom<Written> for Spec {
             timeout,
             expect,
             tags,
+            covers,
             machine,
         })
     }

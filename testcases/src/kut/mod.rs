@@ -190,6 +190,7 @@ impl Suite {
                 timeout: Timeout(config.timeout.unwrap_or(DEFAULT_TIMEOUT)),
                 expect: Expect::Pass,
                 tags: config.groups.iter().cloned().map(Tag).collect(),
+                covers: vec![],
                 machine: translated.machine,
             },
         }

@@ -1,5 +1,6 @@
 //! KVM: the only module that knows it.
 
+pub mod api;
 mod cpuid;
 mod kick;
 mod lab;

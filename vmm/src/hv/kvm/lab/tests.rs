@@ -1,5 +1,6 @@
 //! The list of ioctls, and what their arguments must be.
 
+use super::super::api::IOCTLS;
 use super::table::{Shape, TABLE, find};
 use super::*;
 
@@ -73,4 +74,16 @@ fn an_argument_has_its_length() {
     assert_eq!(room(Shape::Sized, &[0xff; 128], 0), big);
     assert_eq!(room(Shape::Xsave, &[0; 4095], 0), inval);
     assert_eq!(room(Shape::Xsave, &[0; 4096], 0), Ok(8192));
+}
+
+#[test]
+fn all_ioctls_of_the_table_have_a_name() {
+    for allowed in TABLE {
+        let (number, direction) = (allowed.number & 0xff, allowed.number >> 30);
+        let named = IOCTLS.iter().find(|ioctl| {
+            (u32::from(ioctl.number), ioctl.direction as u32) == (number, direction)
+                && ioctl.on.contains(&allowed.target)
+        });
+        assert!(named.is_some(), "{:?} {:#x}", allowed.target, allowed.number);
+    }
 }
