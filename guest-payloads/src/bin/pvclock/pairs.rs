@@ -81,9 +81,9 @@ test!(an_msr_for_each, "Each CPU's MSR is its own.", || {
 test!(one_page_for_all, "The clocks of all CPUs fit into one page, side by side.", || {
     let cpus = start();
     let page = Shared::new(0, 0x66);
-    for cpu in 0..cpus {
+    for (cpu, place) in PLACES.iter().enumerate().take(cpus) {
         let at = page.at + 32 * cpu as u64;
-        PLACES[cpu].store(at, SeqCst);
+        place.store(at, SeqCst);
         smp::run_on(cpu, || write(SYSTEM_TIME_NEW, at | 1));
     }
     for cpu in 0..cpus {

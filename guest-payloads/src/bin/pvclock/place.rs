@@ -208,7 +208,7 @@ test!(read_at_cpl_3, "Code at CPL 3 reads the time from a page that is open to i
         let outcome = user.run();
         check_eq!(outcome.end, user::End::Done);
         let regs = outcome.regs;
-        if regs.r8 == regs.r11 && regs.r8 % 2 == 0 {
+        if regs.r8 == regs.r11 && regs.r8.is_multiple_of(2) {
             let info = shared.info();
             let now = crate::Info { tsc_timestamp: regs.r9, system_time: regs.r10, ..info };
             let now = now.at(regs.rax);
