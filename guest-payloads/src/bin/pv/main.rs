@@ -10,6 +10,7 @@ mod calls;
 mod cpus;
 mod faults;
 mod features;
+mod hyperv;
 mod steal;
 
 use payload_rt::cpuid::{Feature, Register::Eax};
