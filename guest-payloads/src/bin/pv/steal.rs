@@ -126,7 +126,8 @@ fn spin() -> bool {
     time::wait_until(PATIENCE, || STOP.load(SeqCst) != 0)
 }
 
-// msr.rst: KVM_VCPU_FLUSH_TLB in `preempted` has the host flush the vCPU's TLB before it runs on.
+// msr.rst: KVM_VCPU_FLUSH_TLB in `preempted` has the host flush the vCPU's TLB before it runs on. Where
+// an exit flushes it anyway, only the byte can tell.
 test!(
     tlb_flush,
     "A request for a TLB flush in `preempted` is carried out before the CPU runs.",
