@@ -90,10 +90,9 @@ pub fn machine(name: Name, shop: &Workshop<'_>) -> Result<(Machine, Params), Fai
         modules: &modules,
     };
     let image = image::build(&contents, &cache.join("images")).map_err(|e| bad(&e))?;
-    // A guest that waits leaves the processor to another one; Bochs has no time to spare. Under QEMU four
-    // guests take two thirds of the time that two do, and more than four take no less.
+    // A guest that waits leaves the processor to another one; Bochs has no time to spare.
     let jobs = match name {
-        Name::Amd if !make.deterministic => 4,
+        Name::Amd if !make.deterministic => 2,
         Name::Amd | Name::Intel => 1,
     };
     let machine = Machine {
