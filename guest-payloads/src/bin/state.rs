@@ -45,8 +45,8 @@ fn transplant_chain() -> Chain {
     chain
 }
 
-/// A nested state, of either kind: 128 bytes of header, a VMCB or VMCS, a shadow VMCS.
-type Nested = [u64; 1040];
+/// A nested state, of either kind: 128 bytes of header, and a VMCB or VMCS.
+type Nested = [u64; 528];
 
 /// Flags of a nested state: L2 runs, a VM entry is under way, GIF is set.
 const GUEST_MODE: u64 = 1;
@@ -55,7 +55,7 @@ const GIF_SET: u64 = 1 << 8;
 
 /// What a buffer for a nested state holds before it is filled: its own length.
 fn empty() -> Nested {
-    let mut state = [0; 1040];
+    let mut state = [0; 528];
     state[0] = (size_of::<Nested>() as u64) << 32;
     state
 }

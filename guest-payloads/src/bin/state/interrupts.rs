@@ -6,8 +6,8 @@ use payload_rt::apic::{self, Apic, Delivery, Destination, Mode, Register, Timer}
 use payload_rt::lab::{self, Chain, Rule, kind, kvm};
 use payload_rt::trap::NMI;
 use payload_rt::{
-    asm_code, check, check_eq, check_ok, cpuid, frames, idt, ioapic, irq, mem, pic, reg, test,
-    testdev, time,
+    asm_code, check, check_eq, check_ok, frames, idt, ioapic, irq, mem, pic, reg, test, testdev,
+    time,
 };
 
 const VECTOR: u8 = 0x52;
@@ -133,21 +133,6 @@ test!(periodic, "A periodic timer goes on.", || {
     let count = irq::count(VECTOR);
     check!(irq::wait_for(VECTOR, count + 3, PATIENCE), "it stopped at {count}");
     apic.start_timer(0);
-});
-
-test!(deadline, "A TSC deadline is kept, and the timer fires then.", || {
-    cpuid::TSC_DEADLINE.require();
-    irq::count_only(VECTOR);
-    let apic = enabled();
-    apic.set_timer(Timer::Deadline, VECTOR);
-    let at = time::rdtsc() + 400_000_000;
-    check_ok!(reg::wrmsr(reg::TSC_DEADLINE, at));
-    transplant();
-    let armed = check_ok!(reg::rdmsr(reg::TSC_DEADLINE));
-    check!(armed == at || armed == 0 && time::rdtsc() >= at, "IA32_TSC_DEADLINE {armed}, not {at}");
-    check!(irq::wait_for(VECTOR, 1, PATIENCE), "it did not fire");
-    check!(time::rdtsc() >= at, "it fired before {at}");
-    check_eq!(reg::rdmsr(reg::TSC_DEADLINE), Ok(0), "IA32_TSC_DEADLINE afterwards");
 });
 
 static ARRIVED_AT: AtomicU64 = AtomicU64::new(0);
