@@ -28,6 +28,9 @@ pub struct Job {
     /// name is that of its file without `.ko`, with `-` and `_` alike; the order is that of the
     /// image.
     pub modules: BTreeMap<String, String>,
+    /// Variables of the environment of what runs.
+    #[serde(default)]
+    pub environment: BTreeMap<String, String>,
     /// What to do then.
     pub task: Task,
 }

@@ -6,6 +6,7 @@
 
 mod result;
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -39,9 +40,12 @@ pub const GRACE: Duration = Duration::from_secs(5);
 const KEEP: (usize, usize) = (256 << 10, 64 << 10);
 
 /// What running takes.
+#[derive(Clone)]
 pub struct Setup<'a> {
     /// The `vmm` program.
     pub vmm: PathBuf,
+    /// Variables of its environment, beside this process's own.
+    pub environment: BTreeMap<String, String>,
     /// The payloads.
     pub catalog: &'a Catalog,
     /// The host.
@@ -317,7 +321,7 @@ fn execute(
     let mut stderr = Bounded::new(KEEP.0, KEEP.1);
     let start = Instant::now();
     let ended = process::run(
-        Command::new(&command[0]).args(&command[1..]),
+        Command::new(&command[0]).args(&command[1..]).envs(&setup.environment),
         timeout + setup.slowed(setup.grace),
         setup.cancel,
         &mut |stream, bytes| match stream {

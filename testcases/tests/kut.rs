@@ -110,7 +110,7 @@ fn every_end_of_an_image_has_its_outcome() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
     let cancel = AtomicBool::new(false);
-    let vmm = build_vmm(root, &cargo, &cancel).expect("the vmm program");
+    let vmm = build_vmm(root, &cargo, false, &cancel).expect("the vmm program");
 
     let dir = tempfile::tempdir().expect("a temporary directory");
     let config: String = TABLE.iter().map(|(section, ..)| *section).collect();
@@ -121,6 +121,7 @@ fn every_end_of_an_image_has_its_outcome() {
 
     let catalog = Catalog::new();
     let setup = Setup {
+        environment: Default::default(),
         vmm,
         catalog: &catalog,
         facts: &facts,

@@ -123,6 +123,7 @@ fn run(cases: &[Case], options: &Options) -> (RunResult, tempfile::TempDir) {
     let mut catalog = Catalog::new();
     catalog.add("fake", Payload { path: "fake.elf".into(), tests: vec![] });
     let setup = Setup {
+        environment: Default::default(),
         vmm: options.vmm.clone(),
         catalog: &catalog,
         facts: &Host { kvm: options.kvm, processor: options.processor },

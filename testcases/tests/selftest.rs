@@ -78,7 +78,7 @@ fn every_end_of_a_real_guest_has_its_outcome() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
     let cancel = AtomicBool::new(false);
-    let vmm = build_vmm(root, &cargo, &cancel).expect("the vmm program");
+    let vmm = build_vmm(root, &cargo, false, &cancel).expect("the vmm program");
     let built = build_payloads(root, &Options::default()).unwrap_or_else(|e| panic!("{e}"));
     let catalog = built.catalog;
     let runs = tempfile::tempdir().expect("a temporary directory");
@@ -96,6 +96,7 @@ fn every_end_of_a_real_guest_has_its_outcome() {
     };
     let cases: Vec<Case> = TABLE.iter().enumerate().map(case).collect();
     let setup = Setup {
+        environment: Default::default(),
         vmm,
         catalog: &catalog,
         facts: &facts,

@@ -2,6 +2,11 @@
 
 mod backplane;
 mod error;
+#[cfg(feature = "sabotage")]
+mod sabotage;
+#[cfg(not(feature = "sabotage"))]
+#[path = "launch/sound.rs"]
+mod sabotage;
 mod serial;
 mod sleep;
 mod supervise;
@@ -31,6 +36,7 @@ use crate::run::report::VcpuReport;
 use crate::run::{Control, Ended, Handler};
 use crate::script::Recorder;
 use backplane::KvmBackplane;
+use sabotage::{GuestLab, Saboteur};
 use serial::Console;
 
 /// How long the last output of a guest that was ended waits for its reader.
@@ -90,7 +96,8 @@ pub struct Finished {
 /// Everything of one VM before its first instruction.
 struct Prepared {
     vm: Arc<CurrentVm>,
-    lab: Option<Relay<KvmLab>>,
+    lab: Option<Relay<GuestLab>>,
+    saboteur: Saboteur,
     vcpus: Vec<KvmVcpu>,
     machine: Machine,
     console: Console,
@@ -99,6 +106,7 @@ struct Prepared {
 }
 
 /// The vCPUs' way to the board.
+#[derive(Clone, Copy)]
 struct Driver<'a> {
     machine: &'a Machine,
     recorder: Option<&'a Recorder>,
@@ -117,8 +125,8 @@ impl<V> Handler<V> for Driver<'_> {
 /// The same with a lab before the board: a handler of its own, so that a guest without one does not
 /// pay for it.
 struct LabDriver<'a> {
-    driver: &'a Driver<'a>,
-    lab: &'a Relay<KvmLab>,
+    driver: Driver<'a>,
+    lab: &'a Relay<GuestLab>,
 }
 
 impl Handler<KvmVcpu> for LabDriver<'_> {
@@ -154,9 +162,9 @@ pub fn run(options: &mut Options) -> Result<Finished, LaunchError> {
     let mut prepared = prepare(options)?;
     loop {
         options.timeout = end.map(|end| end.saturating_duration_since(Instant::now()));
-        let Prepared { vm, lab, vcpus, machine, console, recorder, wake } = prepared;
+        let Prepared { vm, lab, saboteur, vcpus, machine, console, recorder, wake } = prepared;
         let driver = Driver { machine: &machine, recorder: recorder.as_ref() };
-        let running = Running { driver, lab: lab.as_ref(), console: &console };
+        let running = Running { driver, lab: lab.as_ref(), saboteur: &saboteur, console: &console };
         let (supervised, reports) = running.run(options, vcpus, &wake, &signals)?;
         // An end that somebody waits for does not wait for whoever reads the output.
         let finished = match &supervised {
@@ -191,7 +199,8 @@ pub fn run(options: &mut Options) -> Result<Finished, LaunchError> {
 /// What a guest runs on.
 struct Running<'a> {
     driver: Driver<'a>,
-    lab: Option<&'a Relay<KvmLab>>,
+    lab: Option<&'a Relay<GuestLab>>,
+    saboteur: &'a Saboteur,
     console: &'a Console,
 }
 
@@ -205,7 +214,7 @@ impl Running<'_> {
         wake: &Wake,
         signals: &EndSignals,
     ) -> Result<(Result<Ended, LaunchError>, Vec<VcpuReport>), LaunchError> {
-        let Running { ref driver, lab, console } = *self;
+        let Running { driver, lab, saboteur, console } = *self;
         let waker = wake.try_clone().map_err(LaunchError::Events)?;
         let control = Control::new(vcpus.len(), Box::new(move || waker.wake()));
         Ok(std::thread::scope(|scope| {
@@ -220,9 +229,12 @@ impl Running<'_> {
                     // to whoever joins the thread.
                     let _guard = EndOnPanic(control, None);
                     match lab {
-                        None => control.run(index, &mut vcpu, &mut cx, driver, ram),
+                        None => {
+                            let driver = saboteur.around(driver);
+                            control.run(index, &mut vcpu, &mut cx, &driver, ram)
+                        }
                         Some(lab) => {
-                            let driver = LabDriver { driver, lab };
+                            let driver = saboteur.around(LabDriver { driver, lab });
                             control.run(index, &mut vcpu, &mut cx, &driver, ram)
                         }
                     }
@@ -240,7 +252,7 @@ impl Running<'_> {
                 }
             }
             let supervised =
-                supervise::supervise(options, driver, &control, console, wake, signals);
+                supervise::supervise(options, &driver, &control, console, wake, signals);
             let reports = threads
                 .into_iter()
                 .filter_map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
@@ -334,6 +346,7 @@ fn assemble(
     mut clock: Arc<dyn Clock>,
     start: &CpuState,
 ) -> Result<Prepared, LaunchError> {
+    let saboteur = Saboteur::new()?;
     let vm = host.create_vm(&options.vm, Some(ram.clone()))?;
     let supported = host.supported_cpuid()?;
     let cpus = options.vm.cpus;
@@ -341,7 +354,8 @@ fn assemble(
     let mut vcpus = Vec::with_capacity(cpus as usize);
     for index in 0..cpus {
         let mut vcpu = vm.create_vcpu(topology.apic_id(index))?;
-        vcpu.set_cpuid(&options.cpu.apply(&supported, index, &topology)?)?;
+        let cpuid = options.cpu.apply(&supported, index, &topology)?;
+        vcpu.set_cpuid(&saboteur.cpuid(cpuid))?;
         vcpus.push(vcpu);
     }
     if let Some(first) = vcpus.first_mut() {
@@ -351,16 +365,17 @@ fn assemble(
     let wake = Wake::new().map_err(LaunchError::Events)?;
     let console = Console::open(&options.serial, options.again, &wake)?;
     let vm = Arc::new(CurrentVm::new(vm));
-    let lab = match options.lab {
+    let lab = match options.lab || saboteur.needs_lab() {
         false => None,
         true => {
             let lab = KvmLab::new(host, options.vm.clone(), ram.clone(), vm.clone())?;
-            Some(Relay::new(lab, ram.clone(), cpus as usize))
+            Some(saboteur.lab(lab, &mut vcpus))
         }
     };
+    let lab = lab.filter(|_| options.lab).map(|lab| Relay::new(lab, ram.clone(), cpus as usize));
     let waker = wake.try_clone().map_err(LaunchError::Events)?;
     let mut behind: Arc<dyn Backplane> =
-        Arc::new(KvmBackplane::new(vm.clone(), console.queue(), waker));
+        saboteur.backplane(Arc::new(KvmBackplane::new(vm.clone(), console.queue(), waker)));
     let unix_time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let config = PcConfig {
         cpus: u16::try_from(cpus).unwrap_or(u16::MAX),
@@ -380,5 +395,5 @@ fn assemble(
         Some(recorder) => recorder.wrap_ram(&ram),
     };
     let machine = pc(&config, ram, clock, behind)?;
-    Ok(Prepared { vm, lab, vcpus, machine, console, recorder, wake })
+    Ok(Prepared { vm, lab, saboteur, vcpus, machine, console, recorder, wake })
 }

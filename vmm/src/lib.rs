@@ -24,6 +24,8 @@ pub mod machine;
 pub mod payload;
 pub mod ram;
 pub mod run;
+#[cfg(feature = "sabotage")]
+pub mod sabotage;
 pub mod script;
 pub mod state;
 pub mod units;

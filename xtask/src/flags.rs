@@ -93,6 +93,11 @@ pub struct Test {
     /// How cases run.
     #[command(flatten)]
     pub running: Running,
+    /// Runs the cases against a VMM that is wrong on purpose, in one way after another, and tells which
+    /// case noticed; of all ways if none is named.
+    #[arg(long, value_name = "FLAWS", num_args = 0.., require_equals = true, value_delimiter = ',')]
+    #[arg(conflicts_with_all = ["junit", "fail_fast", "require"])]
+    pub sabotage: Option<Vec<String>>,
 }
 
 /// Flags of `kut`.

@@ -57,7 +57,7 @@ fn with(make: &flags::Make, work: impl FnOnce(&Workshop<'_>) -> Outcome) -> Outc
     let root = support::root();
     let catalog = support::payloads(&root)?;
     let cancel = support::cancel_flag()?;
-    work(&Workshop { root: &root, catalog: &catalog, make, cancel: &cancel })
+    work(&Workshop { root: &root, catalog: &catalog, make, sabotage: false, cancel: &cancel })
 }
 
 /// What a machine is made of.

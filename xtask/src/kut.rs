@@ -44,6 +44,7 @@ pub fn run(flags: &flags::Kut, out: &mut Out) -> Outcome {
         command,
         runs: "target/kut-runs",
         cases: &chosen,
+        sabotage: None,
         suite: Some(&suite),
         catalog: &catalog,
         facts: &facts,

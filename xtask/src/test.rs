@@ -12,6 +12,7 @@ use crate::support::{self, Failure, Out, Outcome};
 
 /// Runs the command.
 pub fn run(flags: &flags::Test, out: &mut Out) -> Outcome {
+    let sabotage = flags.sabotage.as_deref();
     let flags = &flags.running;
     let root = support::root();
     let dir = root.join("testcases/cases");
@@ -29,7 +30,14 @@ pub fn run(flags: &flags::Test, out: &mut Out) -> Outcome {
         writeln!(out, "{} cases", chosen.len());
         return Ok(ExitCode::SUCCESS);
     }
-    let (catalog, facts) = (&catalog, &facts);
-    let runs = "target/test-runs";
-    plan.run(flags, &Chosen { command, runs, cases: &chosen, suite: None, catalog, facts }, out)
+    let chosen = Chosen {
+        command,
+        runs: "target/test-runs",
+        cases: &chosen,
+        suite: None,
+        sabotage,
+        catalog: &catalog,
+        facts: &facts,
+    };
+    plan.run(flags, &chosen, out)
 }

@@ -145,6 +145,7 @@ test!(same, "Every CPU says the same of everything but its identifier.", || {
 // Linux's documentation, virt/kvm/x86/cpuid.rst.
 test!(hypervisor, "The hypervisor's leaves are announced, and name KVM.", || {
     if !cpuid::HYPERVISOR.present() {
+        check!(&signature(HYPERVISOR) != b"KVMKVMKVM\0\0\0", "KVM's leaves, and no bit says so");
         skip!("no hypervisor bit");
     }
     let last = leaf(HYPERVISOR, 0).eax;

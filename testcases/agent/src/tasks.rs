@@ -1,5 +1,6 @@
 //! What an agent can be asked for.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::ops::ControlFlow;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -45,12 +46,13 @@ const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 86400);
 pub fn cases(
     wanted: &[(u32, String)],
     jobs: usize,
+    environment: &BTreeMap<String, String>,
     facts: &FactsTable,
     reporter: &Reporter,
 ) -> Result<u8, String> {
     let ids: Vec<&str> = wanted.iter().map(|(_, id)| &id[..]).collect();
     let cases = load::load_named(Path::new(CASES), &ids).map_err(|e| e.to_string())?;
-    run(&cases, wanted, jobs, facts, reporter)
+    run(&cases, wanted, jobs, environment, facts, reporter)
 }
 
 /// Runs configurations of kvm-unit-tests in the same way.
@@ -68,7 +70,7 @@ pub fn images(
         case.cloned().ok_or_else(|| format!("{IMAGES} has no configuration `{id}`"))
     };
     let cases = wanted.iter().map(named).collect::<Result<Vec<_>, _>>()?;
-    run(&cases, wanted, jobs, facts, reporter)
+    run(&cases, wanted, jobs, &BTreeMap::new(), facts, reporter)
 }
 
 /// Runs cases, each of which results name by the index beside it in `wanted`.
@@ -76,6 +78,7 @@ fn run(
     cases: &[Case],
     wanted: &[(u32, String)],
     jobs: usize,
+    environment: &BTreeMap<String, String>,
     facts: &FactsTable,
     reporter: &Reporter,
 ) -> Result<u8, String> {
@@ -83,6 +86,8 @@ fn run(
     let cancel = AtomicBool::new(false);
     let mut setup = Setup {
         vmm: VMM.into(),
+        // The least guest is a measure: it runs without.
+        environment: BTreeMap::new(),
         catalog: &catalog,
         facts,
         jobs,
@@ -94,6 +99,7 @@ fn run(
         setup.slowness = speed.slowness();
         reporter.send(Message::Speed(speed));
     }
+    setup.environment = environment.clone();
     run_each(cases, &setup, &mut |step| {
         reporter.send(match step {
             Step::Started(at) => Message::Started { index: wanted[at].0 },

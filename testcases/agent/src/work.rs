@@ -62,7 +62,9 @@ fn work(reporter: &Reporter) -> Result<u8, String> {
     reporter.send(Message::Facts(Box::new(facts.clone())));
     match job.task {
         Task::Facts => Ok(0),
-        Task::Cases { cases, jobs } => tasks::cases(&cases, jobs, &facts, reporter),
+        Task::Cases { cases, jobs } => {
+            tasks::cases(&cases, jobs, &job.environment, &facts, reporter)
+        }
         Task::Images { cases, jobs } => tasks::images(&cases, jobs, &facts, reporter),
         Task::Command(words) => tasks::command(&words, reporter),
         Task::Shell => tasks::shell(),

@@ -1,5 +1,6 @@
 //! An emulated host that is ready to boot: everything it is made of, and what it shall look like.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::ops::ControlFlow;
@@ -93,6 +94,8 @@ pub struct Machine {
     pub command_line: Vec<String>,
     /// How long it may be silent.
     pub patience: Patience,
+    /// Variables of the environment of what runs there.
+    pub environment: BTreeMap<String, String>,
 }
 
 /// What a boot is for, with what it takes besides the image.
@@ -219,7 +222,7 @@ impl Machine {
         let params = self.devices.params().and(params);
         let modules = self.modules.iter().filter(|m| m.elf.is_some());
         let modules = modules.map(|m| (m.name.clone(), params.of(&m.name))).collect();
-        let job = serde_json::to_vec(&Job { modules, task })
+        let job = serde_json::to_vec(&Job { modules, environment: self.environment.clone(), task })
             .map_err(|e| HostError::Job(self.name, e.to_string()))?;
         let mut archive = Archive::default();
         let mut add = |name: &str, bytes: Vec<u8>| {

@@ -30,17 +30,26 @@ pub struct Programs {
 
 /// Builds the programs of the workspace at `root` with this `cargo`. The compiler's messages go to
 /// this process's standard error. Flags that the user has for rustc are left out: the same sources
-/// and the same compiler make the same programs.
+/// and the same compiler make the same programs. With `sabotage` the VMM is the one that can be wrong on
+/// purpose.
 ///
 /// # Errors
 ///
 /// They do not build, or are not static.
-pub fn build(root: &Path, cargo: &OsStr, cancel: &AtomicBool) -> Result<Programs, String> {
+pub fn build(
+    root: &Path,
+    cargo: &OsStr,
+    sabotage: bool,
+    cancel: &AtomicBool,
+) -> Result<Programs, String> {
     let flags = ["-Ctarget-feature=+crt-static", "-Crelocation-model=static"];
     let mut command = reproducible::cargo(cargo, root, "build", &flags)?;
     command
         .args(["--package", "agent", "--package", "vmm", "--bin", "agent", "--bin", "vmm"])
         .args(["--profile", "host", "--target-dir", TARGET_DIR]);
+    if sabotage {
+        command.args(["--features", "vmm/sabotage"]);
+    }
     let [agent, vmm] = program::build(&mut command, ["agent", "vmm"], cancel)
         .map_err(|why| format!("{why}, for emulated hosts; {STATIC_LIBC}"))?;
     check_static(&agent)?;
@@ -74,7 +83,7 @@ mod tests {
     #[test]
     fn what_does_not_build_says_so() {
         let cancel = AtomicBool::new(false);
-        let error = build(Path::new("/"), OsStr::new("false"), &cancel).unwrap_err();
+        let error = build(Path::new("/"), OsStr::new("false"), false, &cancel).unwrap_err();
         assert!(error.contains("agent and vmm") && error.contains("libc6-dev"), "{error}");
     }
 }

@@ -72,6 +72,7 @@ fn world_in(dir: &Path, acts: &str) -> World {
         cpus: 1,
         jobs: 1,
         deterministic: false,
+        environment: Default::default(),
         devices: Devices::NONE,
         command_line: vec![],
         patience: Patience::default(),

@@ -27,6 +27,9 @@ enum Command {
     Replay(replay::Replay),
     /// Test what a VMM takes from this machine, without a guest.
     HostTest(host_test::HostTest),
+    /// List the ways in which this VMM can be wrong on purpose.
+    #[cfg(feature = "sabotage")]
+    Flaws,
 }
 
 /// Does what the command line says; gives the exit status.
@@ -35,12 +38,27 @@ pub fn main() -> u8 {
         Ok(Cli { command: Command::Run(run) }) => run.main(),
         Ok(Cli { command: Command::Replay(replay) }) => replay.main(),
         Ok(Cli { command: Command::HostTest(test) }) => test.main(),
+        #[cfg(feature = "sabotage")]
+        Ok(Cli { command: Command::Flaws }) => flaws(),
         Err(e) => {
             // Nothing is left to be done if the message itself cannot be printed.
             let _ = e.print();
             if e.use_stderr() { USAGE } else { 0 }
         }
     }
+}
+
+/// Lists the flaws: a line each of name, areas that should notice, and what is wrong, with tabs between.
+#[cfg(feature = "sabotage")]
+fn flaws() -> u8 {
+    let mut out = std::io::stdout().lock();
+    for flaw in vmm::sabotage::Flaw::ALL {
+        let (name, areas, what) = (flaw.name(), flaw.areas().join(" "), flaw.what());
+        if writeln!(out, "{name}\t{areas}\t{what}").is_err() {
+            return USAGE;
+        }
+    }
+    0
 }
 
 /// Prints on standard error. That nobody reads it (any more) changes no exit status.

@@ -24,6 +24,10 @@ pub enum LaunchError {
         /// What the host said.
         source: io::Error,
     },
+    /// The environment names a flaw that there is not.
+    #[cfg(feature = "sabotage")]
+    #[error(transparent)]
+    Sabotage(crate::sabotage::NoFlaw),
     /// The image is none that can be booted.
     #[error(transparent)]
     Boot(#[from] BootError),

@@ -1,5 +1,6 @@
 //! Makes emulated hosts ready: finds or fetches, builds, and boots nothing yet.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
@@ -34,6 +35,8 @@ pub struct Workshop<'a> {
     pub catalog: &'a Catalog,
     /// The user's wishes.
     pub make: &'a flags::Make,
+    /// Whether the VMM is the one that can be wrong.
+    pub sabotage: bool,
     /// Becomes true when the user wants to stop.
     pub cancel: &'a AtomicBool,
 }
@@ -81,7 +84,8 @@ pub fn machine(name: Name, shop: &Workshop<'_>) -> Result<(Machine, Params), Fai
             .map_err(|e| Failure::input(format!("--kvm-param {text}, host {name}: {e}")))?;
         params.0.insert(parameter, value);
     }
-    let programs = programs::build(shop.root, &cargo(), shop.cancel).map_err(Failure::bad)?;
+    let programs = programs::build(shop.root, &cargo(), shop.sabotage, shop.cancel);
+    let programs = programs.map_err(Failure::bad)?;
     let contents = Contents {
         programs: &programs,
         busybox: Some(&busybox),
@@ -111,6 +115,7 @@ pub fn machine(name: Name, shop: &Workshop<'_>) -> Result<(Machine, Params), Fai
         devices,
         command_line: make.host_cmdline.iter().cloned().collect(),
         patience: Patience::default(),
+        environment: BTreeMap::new(),
     };
     Ok((machine, params))
 }

@@ -7,6 +7,7 @@ pub mod out;
 pub mod ready;
 pub mod repository;
 pub mod running;
+pub mod sabotage;
 pub mod terminal;
 
 use std::path::{Path, PathBuf};

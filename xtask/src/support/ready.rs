@@ -1,6 +1,7 @@
 //! Hosts that are ready to run cases: the machine's own KVM, and emulated ones.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime};
 
@@ -95,8 +96,18 @@ impl<'a> Ready<'a> {
         Ok(Ready { place, info, collector, fail_fast: common.fail_fast, kind })
     }
 
+    /// Sets what the VMM finds in its environment, and keeps logs elsewhere.
+    pub fn set(&mut self, environment: BTreeMap<String, String>, runs: PathBuf, fail_fast: bool) {
+        match &mut self.kind {
+            Kind::Own(setup) => setup.environment = environment,
+            Kind::Emulated(host) => host.machine.environment = environment,
+        }
+        self.collector.runs = runs;
+        self.fail_fast = fail_fast;
+    }
+
     /// Runs the cases. What the host owes when it cannot be booted is an error of each case.
-    pub fn run(self, cases: &[Case], watch: &mut dyn Watch) -> HostRun {
+    pub fn run(&self, cases: &[Case], watch: &mut dyn Watch) -> HostRun {
         let run = match &self.kind {
             Kind::Own(setup) => runner::run(cases, setup, &self.collector, self.fail_fast, watch),
             Kind::Emulated(host) => {
@@ -113,7 +124,7 @@ impl<'a> Ready<'a> {
                 run::run(machine, cases, &setup, watch)
             }
         };
-        HostRun { info: self.info, run }
+        HostRun { info: self.info.clone(), run }
     }
 
     /// Runs nothing, because the run was stopped before.
@@ -144,9 +155,11 @@ fn own_kvm<'a>(common: &Common<'a>) -> Result<Setup<'a>, Failure> {
             "\nwarning: NO GUEST WILL RUN: {why}\n`cargo xtask doctor` tells what to do\n"
         ));
     }
-    let vmm = program::build_vmm(common.root, &cargo(), common.cancel);
+    let vmm =
+        program::build_vmm(common.root, &cargo(), common.chosen.sabotage.is_some(), common.cancel);
     Ok(Setup {
         vmm: vmm.map_err(Failure::bad)?,
+        environment: BTreeMap::new(),
         catalog: common.chosen.catalog,
         facts,
         // A case waits for about as long as it computes: for its timers, and for KVM to take a VM apart.
@@ -164,9 +177,10 @@ fn emulated<'a>(
     common: &Common<'a>,
 ) -> Result<(Place, HostInfo, Kind<'a>), Failure> {
     let Common { root, chosen, make, cancel, .. } = *common;
-    let catalog = chosen.catalog;
+    let (catalog, sabotage) = (chosen.catalog, chosen.sabotage.is_some());
     let made = |make| {
-        let (machine, params) = emulated::machine(name, &Workshop { root, catalog, make, cancel })?;
+        let shop = Workshop { root, catalog, make, sabotage, cancel };
+        let (machine, params) = emulated::machine(name, &shop)?;
         let jobs = common.jobs.unwrap_or(machine.jobs);
         Ok((Machine { jobs, ..machine }, params))
     };

@@ -19,6 +19,7 @@ use testcases::runner::{CaseResult, Watch};
 
 use super::out::complain;
 use super::ready::{Common, Ready};
+use super::sabotage;
 use super::{Failure, Out, Outcome};
 use crate::flags;
 use crate::support;
@@ -33,6 +34,8 @@ pub struct Chosen<'a> {
     pub cases: &'a [Case],
     /// Where images of cases come from.
     pub suite: Option<&'a Suite>,
+    /// The ways in which the VMM is to be wrong, if it is; all of them if none is named.
+    pub sabotage: Option<&'a [String]>,
     /// The payloads.
     pub catalog: &'a Catalog,
     /// This machine.
@@ -76,6 +79,9 @@ impl Plan {
             fail_fast: flags.fail_fast,
             cancel: &cancel,
         };
+        if let Some(names) = chosen.sabotage {
+            return sabotage::run(names, &hosts, &common, reports.json, out);
+        }
         let ready = hosts.iter().map(|host| Ready::new(*host, hosts.len() > 1, &common));
         let runs = run_all(ready.collect::<Result<Vec<_>, _>>()?, chosen.cases, &common, out);
         // The summary first: a report that cannot be written must not cost what came of the run.

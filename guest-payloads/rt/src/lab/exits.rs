@@ -169,6 +169,12 @@ impl Chain {
         if self.count == 0 { 0 } else { self.at as u32 }
     }
 
+    /// Physical address of the first request: a test's own OUT of it to [`abi::PORT`] has the host carry
+    /// them out, with nothing of the runtime's around it.
+    pub fn address(&self) -> u32 {
+        self.at as u32
+    }
+
     fn request(&self, index: u64) -> *mut Request {
         (self.at + index * abi::REQUEST_SIZE as u64) as *mut Request
     }
@@ -218,6 +224,11 @@ impl Chain {
     pub fn set_from<T: Plain>(&mut self, call: kvm::Set<T>, place: Place<T>) {
         let len = size_of::<T>() as u64;
         self.ask(op::IOCTL, &[call.target, call.number.into(), place.at, len]);
+    }
+
+    /// Adds any ioctl on what lies at a place; the request, for [`Chain::result`].
+    pub fn ioctl<T: Plain>(&mut self, target: u64, number: u32, place: Place<T>) -> u64 {
+        self.ask(op::IOCTL, &[target, number.into(), place.at, size_of::<T>() as u64])
     }
 
     /// Adds an ioctl that takes a number or nothing.

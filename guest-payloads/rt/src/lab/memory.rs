@@ -63,6 +63,11 @@ impl Memory {
         Ok(Memory { id: ask(op::MEMORY, &[size, backing as u64])?.0 as u64 })
     }
 
+    /// Its number, for requests of a [`super::Chain`].
+    pub fn number(self) -> u64 {
+        self.id
+    }
+
     /// The host reads.
     pub fn read(self, offset: u64, to: &mut [u8]) -> Result<()> {
         let (at, len) = (physical(to.as_mut_ptr()), to.len() as u64);

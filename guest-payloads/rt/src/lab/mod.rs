@@ -28,7 +28,7 @@ use payload_abi::lab::{self as abi, MAGIC, Request, UNANSWERED};
 
 pub use abi::{DirtyPage, LogEntry, PORT, hash, kind, op, step, target};
 pub use calls::*;
-pub use exits::{Chain, Log, Rule, record, record_many, until_exit};
+pub use exits::{Chain, Log, Place, Rule, record, record_many, until_exit};
 pub use kvm::Plain;
 pub use memory::{AREA, Advice, Backing, Memory, Protection, RamSlot, Slot};
 

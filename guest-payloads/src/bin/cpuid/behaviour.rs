@@ -186,6 +186,28 @@ const RTM: Feature = Feature::new("rtm", 7, 0, Register::Ebx, 11);
 const SSE42: Feature = Feature::new("sse4.2", 1, 0, Register::Ecx, 20);
 
 // SDM volume 1, 13 and 14; volume 2, CPUID: what one feature needs of another.
+/// What every processor with long mode has: its paging is PAE's, EFER is an MSR, and compilers for it
+/// take the rest for granted (System V ABI for AMD64, 3.1.1, table of micro-architecture levels).
+const OF_LONG_MODE: [Feature; 11] = [
+    Feature::new("fpu", 1, 0, Register::Edx, 0),
+    Feature::new("tsc", 1, 0, Register::Edx, 4),
+    Feature::new("msr", 1, 0, Register::Edx, 5),
+    Feature::new("pae", 1, 0, Register::Edx, 6),
+    Feature::new("cx8", 1, 0, Register::Edx, 8),
+    Feature::new("cmov", 1, 0, Register::Edx, 15),
+    Feature::new("mmx", 1, 0, Register::Edx, 23),
+    Feature::new("fxsr", 1, 0, Register::Edx, 24),
+    Feature::new("sse", 1, 0, Register::Edx, 25),
+    Feature::new("sse2", 1, 0, Register::Edx, 26),
+    Feature::new("lm", 0x8000_0001, 0, Register::Edx, 29),
+];
+
+test!(long_mode_has, "CPUID has what every processor with long mode has.", || {
+    for feature in OF_LONG_MODE {
+        check!(feature.present(), "no {} in long mode", feature.name);
+    }
+});
+
 test!(implied, "A feature is there with what it needs.", || {
     for (feature, needed) in [
         (cpuid::AVX, cpuid::XSAVE),

@@ -6,7 +6,11 @@
 #![no_main]
 #![forbid(unsafe_code)]
 
+mod host;
 mod others;
+mod pairs;
+mod place;
+mod slots;
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 use payload_rt::clock;

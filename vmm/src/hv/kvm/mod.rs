@@ -18,6 +18,8 @@ use kvm_bindings::*;
 use kvm_ioctls::{Cap, Kvm};
 
 pub use kick::Kicker;
+#[cfg(feature = "sabotage")]
+pub use lab::WrongLab;
 pub use lab::{KvmLab, userfaults};
 pub use vcpu::KvmVcpu;
 pub use vm::{CurrentVm, KvmVm};

@@ -4,6 +4,8 @@ mod memory;
 mod table;
 mod transplant;
 mod userfault;
+#[cfg(feature = "sabotage")]
+mod wrong;
 
 use std::collections::BTreeMap;
 use std::os::fd::AsRawFd;
@@ -13,6 +15,8 @@ use kvm_bindings::*;
 
 pub(super) use memory::Memories;
 pub use userfault::userfaults;
+#[cfg(feature = "sabotage")]
+pub use wrong::WrongLab;
 
 use super::vcpu::KvmVcpu;
 use super::vm::{CurrentVm, KvmVm, ram_slots};

@@ -8,6 +8,7 @@
 //! APIC precedes the I/O APIC, which sends it what is pending anew. The nested state needs EFER, CR4
 //! and the MSRs of nested virtualization (4.115).
 
+use std::ops::RangeInclusive;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
@@ -23,6 +24,9 @@ use crate::hv::{Vcpu, Vm};
 
 /// The TSC (SDM volume 4, 2.1): its offset is carried over instead, where KVM gives it.
 const MSR_TSC: u32 = 0x10;
+/// The MTRRs (SDM volume 4, 2.1): variable ranges, fixed ranges, default type.
+const MTRRS: [RangeInclusive<u32>; 5] =
+    [0x200..=0x20f, 0x250..=0x250, 0x258..=0x259, 0x268..=0x26f, 0x2ff..=0x2ff];
 /// The most CPUID leaves that KVM takes (`KVM_MAX_CPUID_ENTRIES`).
 const CPUID_LEAVES: u32 = 256;
 /// Room for a nested state, in bytes: KVM_CAP_NESTED_STATE gives less.
@@ -107,9 +111,12 @@ fn set_msr(fd: i32, msr: Msr) -> bool {
 }
 
 impl KvmLab {
+    /// The MSRs that are state: KVM's list, and the MTRRs, which it leaves out.
     fn msr_list(&self) -> Result<Vec<u32>, Errno> {
         let list = self.host.kvm.get_msr_index_list().map_err(|e| Errno(e.errno()))?;
-        Ok(list.as_slice().to_vec())
+        let mut all = list.as_slice().to_vec();
+        all.extend(MTRRS.into_iter().flatten().filter(|msr| !list.as_slice().contains(msr)));
+        Ok(all)
     }
 
     fn has(&self, cap: u32) -> bool {
