@@ -155,7 +155,7 @@ fn cut_short(event: u64, vector: u8) -> u64 {
     guest.vmcb.set(vmcb::EVENTINJ, VALID | event);
     let rip = guest.rip();
     let found = run_to(&mut guest, exit::exception(NP), "with the gate absent");
-    check_eq!(found.info1 & !1, u64::from(vector) * 8 | 2, "the error code of #NP but for EXT");
+    check_eq!(found.info1 & !1, (u64::from(vector) * 8) | 2, "the error code of #NP but for EXT");
     check_eq!(guest.vmcb.get(vmcb::EXITINTINFO), VALID | event, "EXITINTINFO");
     check_eq!(guest.rip(), rip, "RIP at the exit");
     found.info1

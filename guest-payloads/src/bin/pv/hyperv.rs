@@ -77,7 +77,7 @@ test!(
             let before = count();
             let tsc = time::rdtsc_ordered();
             let after = count();
-            let by_page = (u128::from(tsc) * u128::from(scale) >> 64) as i64 + offset;
+            let by_page = ((u128::from(tsc) * u128::from(scale)) >> 64) as i64 + offset;
             check!(
                 before as i64 <= by_page + 20 && by_page <= after as i64 + 20,
                 "{before} by the counter, {by_page} by the page, {after}"
