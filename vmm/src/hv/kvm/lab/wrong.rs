@@ -23,9 +23,9 @@ const TSC: u32 = 0x10;
 const TSC_ADJUST: u32 = 0x3b;
 const TSC_DEADLINE: u32 = 0x6e0;
 const LSTAR: u32 = 0xc000_0082;
-/// IA32_VMX_PROCBASED_CTLS and IA32_VMX_TRUE_PROCBASED_CTLS, and in their upper half "HLT exiting" (SDM
-/// volume 3, appendix A.3).
-const VMX_PROCBASED: [u32; 2] = [0x482, 0x48e];
+/// IA32_VMX_TRUE_PROCBASED_CTLS, from which KVM makes the one without TRUE, and in its upper half "HLT
+/// exiting" (SDM volume 3, appendix A.3).
+const VMX_TRUE_PROCBASED: u32 = 0x48e;
 const HLT_EXITING: u64 = 1 << (32 + 7);
 /// `KVM_STATE_NESTED_GUEST_MODE`, and room for any nested state.
 const NESTED_GUEST_MODE: u8 = 1;
@@ -59,11 +59,8 @@ impl WrongLab {
                 return self.set_msr(vcpu, TSC, now + APART);
             }
             Some(Flaw::NestedNoHlt) => {
-                for msr in VMX_PROCBASED {
-                    let allowed = self.msr(vcpu, msr)?;
-                    self.set_msr(vcpu, msr, allowed & !HLT_EXITING)?;
-                }
-                return Ok(());
+                let allowed = self.msr(vcpu, VMX_TRUE_PROCBASED)?;
+                return self.set_msr(vcpu, VMX_TRUE_PROCBASED, allowed & !HLT_EXITING);
             }
             Some(Flaw::MsrWriteLost) if index == 0 => (LSTAR, FILTER_WRITE),
             Some(Flaw::MsrReadZero) if index == 0 => (TSC_ADJUST, FILTER_READ),
