@@ -77,6 +77,12 @@ pub trait Watch {
     fn ended(&mut self, result: &CaseResult);
 }
 
+/// Hears nothing: for who only wants the results.
+impl Watch for () {
+    fn started(&mut self, _: &Case) {}
+    fn ended(&mut self, _: &CaseResult) {}
+}
+
 /// A step in the course of a run; the case is told by its index.
 #[derive(Debug)]
 pub enum Step {

@@ -2,23 +2,18 @@
 //! does what its command line says. Needs /dev/kvm; without it this says so and, if EXITLAB_REQUIRE
 //! names kvm, fails.
 
-use std::ffi::OsString;
+mod real;
+
 use std::fs;
-use std::io::Write;
-use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use testcases::case::Case;
 use testcases::facts::HostFacts;
 use testcases::facts_table::FactsTable;
 use testcases::kut::Suite;
 use testcases::load::Catalog;
-use testcases::need::Need;
-use testcases::program::build_vmm;
 use testcases::report::{Place, text};
-use testcases::require::{Require, VARIABLE};
-use testcases::runner::{self, CaseResult, Collector, Setup, Watch};
-use testcases::skip::Cause;
+use testcases::require::Require;
+use testcases::runner::{self, Collector, Setup};
 use testcases::verdict::Outcome;
 
 use Outcome::{Error, Fail, Pass, Skip};
@@ -86,31 +81,11 @@ const TABLE: &[(&str, Outcome, &str)] = &[
     ("[absent]\nfile = b.flat\n", Skip, "the image b.flat is not built"),
 ];
 
-struct Silent;
-
-impl Watch for Silent {
-    fn started(&mut self, _: &Case) {}
-    fn ended(&mut self, _: &CaseResult) {}
-}
-
 #[test]
 fn every_end_of_an_image_has_its_outcome() {
     let facts = FactsTable::collect();
-    if let Err(why) = facts.kvm() {
-        let required = std::env::var(VARIABLE).unwrap_or_default();
-        assert!(
-            !Require::parse(&required).expect(VARIABLE).forbids(&Cause::Need(Need::Kvm)),
-            "{VARIABLE}={required}, but {why}"
-        );
-        // Not by a macro: the test harness would keep that to itself.
-        let note = format!("\nNOT TESTED: no image is run here: {why}\n\n");
-        std::io::stderr().write_all(note.as_bytes()).expect("standard error");
-        return;
-    }
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
+    let Some(vmm) = real::vmm(&facts, "no image is run here") else { return };
     let cancel = AtomicBool::new(false);
-    let vmm = build_vmm(root, &cargo, false, &cancel).expect("the vmm program");
 
     let dir = tempfile::tempdir().expect("a temporary directory");
     let config: String = TABLE.iter().map(|(section, ..)| *section).collect();
@@ -131,7 +106,7 @@ fn every_end_of_an_image_has_its_outcome() {
         cancel: &cancel,
     };
     let collector = Collector { runs: dir.path().join("runs"), require: Require::default() };
-    let run = runner::run(&cases, &setup, &collector, false, &mut Silent);
+    let run = runner::run(&cases, &setup, &collector, false, &mut ());
     let mut wrong = Vec::new();
     for ((section, outcome, reason), got) in TABLE.iter().zip(&run.results) {
         let fits = got.verdict.outcome == *outcome && got.verdict.reason.contains(reason);

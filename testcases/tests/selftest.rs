@@ -2,10 +2,9 @@
 //! must judge each one rightly. Needs /dev/kvm; without it this says so and, if EXITLAB_REQUIRE
 //! names kvm, fails.
 
+mod real;
+
 use std::collections::BTreeSet;
-use std::ffi::OsString;
-use std::io::Write;
-use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use testcases::build::{Options, build_payloads};
@@ -13,12 +12,9 @@ use testcases::case::{Case, CaseId};
 use testcases::facts::HostFacts;
 use testcases::facts_table::FactsTable;
 use testcases::load::SELFTEST;
-use testcases::need::Need;
-use testcases::program::build_vmm;
 use testcases::report::{Place, text};
-use testcases::require::{Require, VARIABLE};
-use testcases::runner::{self, CaseResult, Collector, Setup, Watch};
-use testcases::skip::Cause;
+use testcases::require::Require;
+use testcases::runner::{self, Collector, Setup};
 use testcases::verdict::Outcome;
 
 use Outcome::{Error, Fail, Pass, Skip};
@@ -54,31 +50,12 @@ const TABLE: &[(&str, &str, Outcome, &str)] = &[
     ("pass", "expect = \"triple-fault\"", Fail, "expected triple-fault, but the guest ended"),
 ];
 
-struct Silent;
-
-impl Watch for Silent {
-    fn started(&mut self, _: &Case) {}
-    fn ended(&mut self, _: &CaseResult) {}
-}
-
 #[test]
 fn every_end_of_a_real_guest_has_its_outcome() {
     let facts = FactsTable::collect();
-    if let Err(why) = facts.kvm() {
-        let required = std::env::var(VARIABLE).unwrap_or_default();
-        assert!(
-            !Require::parse(&required).expect(VARIABLE).forbids(&Cause::Need(Need::Kvm)),
-            "{VARIABLE}={required}, but {why}"
-        );
-        // Not by a macro: the test harness would keep that to itself.
-        let note = format!("\nNOT TESTED: selftest runs no guest here: {why}\n\n");
-        std::io::stderr().write_all(note.as_bytes()).expect("standard error");
-        return;
-    }
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
+    let Some(vmm) = real::vmm(&facts, "selftest runs no guest here") else { return };
+    let root = real::workspace();
     let cancel = AtomicBool::new(false);
-    let vmm = build_vmm(root, &cargo, false, &cancel).expect("the vmm program");
     let built = build_payloads(root, &Options::default()).unwrap_or_else(|e| panic!("{e}"));
     let catalog = built.catalog;
     let runs = tempfile::tempdir().expect("a temporary directory");
@@ -106,7 +83,7 @@ fn every_end_of_a_real_guest_has_its_outcome() {
         cancel: &cancel,
     };
     let collector = Collector { runs: runs.path().into(), require: Require::default() };
-    let run = runner::run(&cases, &setup, &collector, false, &mut Silent);
+    let run = runner::run(&cases, &setup, &collector, false, &mut ());
     let mut wrong = Vec::new();
     for ((test, more, outcome, reason), got) in TABLE.iter().zip(&run.results) {
         let fits = got.verdict.outcome == *outcome && got.verdict.reason.contains(reason);

@@ -15,7 +15,7 @@ use serde::Serialize;
 use testcases::case::Case;
 use testcases::nearest;
 use testcases::program;
-use testcases::runner::{CaseResult, Watch};
+use testcases::runner::CaseResult;
 use testcases::verdict::Outcome as Verdict;
 
 use super::out::complain;
@@ -53,14 +53,6 @@ struct Caught {
     caught_by: Vec<Catch>,
 }
 
-/// Hears nothing: what comes of a case is told by flaws.
-struct Deaf;
-
-impl Watch for Deaf {
-    fn started(&mut self, _: &Case) {}
-    fn ended(&mut self, _: &CaseResult) {}
-}
-
 /// Runs the common cases with each of the flaws named, or with all, on these hosts.
 ///
 /// # Errors
@@ -87,7 +79,7 @@ pub fn run(
         let name = ready.place.name.clone();
         ready.set(BTreeMap::new(), runs.join("nothing").join(&name), false);
         complain(format_args!("{name}: {} cases with nothing wrong", chosen.len()));
-        let sound = ready.run(&chosen, &mut Deaf);
+        let sound = ready.run(&chosen, &mut ());
         let passed = |result: &&CaseResult| result.verdict.outcome == Verdict::Pass;
         let passed: BTreeSet<String> =
             sound.run.results.iter().filter(passed).map(|r| r.case.id.to_string()).collect();
@@ -105,7 +97,7 @@ pub fn run(
             }
             let environment = BTreeMap::from([(VARIABLE.to_string(), flaw.clone())]);
             ready.set(environment, runs.join(flaw).join(&name), true);
-            let wrong = ready.run(&noticing, &mut Deaf);
+            let wrong = ready.run(&noticing, &mut ());
             entry.ran += wrong.run.results.len();
             let bad = wrong.run.results.iter().filter(|r| r.verdict.outcome.is_bad());
             let catches: Vec<Catch> = bad
