@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{KvmLab, KvmVcpu, raw, table};
+use super::{KvmLab, KvmVcpu, table};
 use crate::exit::{Entry, Exit};
 use crate::hv::lab::{
     Advice, AttrCall, DirtyPage, Errno, Lab, MsrRange, Part, Protection, Slot, Target,
@@ -132,11 +132,9 @@ impl WrongLab {
         change: impl FnOnce(&mut [u8]),
     ) -> Result<(), Errno> {
         let mut bytes = vec![0; len];
-        // SAFETY: the bytes are as many as the structure has, or more.
-        unsafe { raw(vcpu.raw, get, &mut bytes, 0) }?;
+        self.lab.ioctl(vcpu, Target::Vcpu, get, &mut bytes, 0)?;
         change(&mut bytes);
-        // SAFETY: as above.
-        unsafe { raw(vcpu.raw, set, &mut bytes, 0) }.map(|_| ())
+        self.lab.ioctl(vcpu, Target::Vcpu, set, &mut bytes, 0).map(|_| ())
     }
 
     /// What is lost of a guest that moved.
