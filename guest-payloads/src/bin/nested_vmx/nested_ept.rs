@@ -379,21 +379,26 @@ test!(
     }
 );
 
+/// L2 reads through a page table that EPT lets it read only, with accessed and dirty flags: the exit.
+fn walk_of_read_only_tables() -> Exit {
+    caps::require_ept_vpid(EPT_ACCESSED_DIRTY, "accessed and dirty flags");
+    let (mut vm, ept) = guest();
+    set(Field::EPTP, ept.pointer() | ept::POINTER_AD);
+    let linear = 0x60_0000_0000;
+    paging::map(linear, frames::alloc().address(), Size::K4, Flags::RW | Flags::A | Flags::D);
+    let entry = paging::entry(linear, 1);
+    let slot = ept.slot(entry.at, 1);
+    slot.set(slot.get() & !W);
+    ept.flush();
+    access(&mut vm, READ, linear);
+    violation(&mut vm, entry.at, "a table that is read-only")
+}
+
 test!(
     ept_walks_are_writes,
     "With accessed and dirty flags a walk of L2's page tables counts as a write of them.",
     || {
-        caps::require_ept_vpid(EPT_ACCESSED_DIRTY, "accessed and dirty flags");
-        let (mut vm, ept) = guest();
-        set(Field::EPTP, ept.pointer() | ept::POINTER_AD);
-        let linear = 0x60_0000_0000;
-        paging::map(linear, frames::alloc().address(), Size::K4, Flags::RW | Flags::A | Flags::D);
-        let entry = paging::entry(linear, 1);
-        let slot = ept.slot(entry.at, 1);
-        slot.set(slot.get() & !W);
-        ept.flush();
-        access(&mut vm, READ, linear);
-        let exit = violation(&mut vm, entry.at, "a table that is read-only");
+        let exit = walk_of_read_only_tables();
         check_eq!(exit.qualification & (WRITE | FINAL), WRITE, "access: {exit}");
     }
 );
@@ -403,17 +408,7 @@ test!(
     ept_walks_are_reads_too,
     "With accessed and dirty flags a violation of a walk says that it was a read and a write.",
     || {
-        caps::require_ept_vpid(EPT_ACCESSED_DIRTY, "accessed and dirty flags");
-        let (mut vm, ept) = guest();
-        set(Field::EPTP, ept.pointer() | ept::POINTER_AD);
-        let linear = 0x60_0000_0000;
-        paging::map(linear, frames::alloc().address(), Size::K4, Flags::RW | Flags::A | Flags::D);
-        let entry = paging::entry(linear, 1);
-        let slot = ept.slot(entry.at, 1);
-        slot.set(slot.get() & !W);
-        ept.flush();
-        access(&mut vm, READ, linear);
-        let exit = violation(&mut vm, entry.at, "a table that is read-only");
+        let exit = walk_of_read_only_tables();
         check_eq!(exit.qualification & (READ | WRITE), READ | WRITE, "access: {exit}");
     }
 );
