@@ -9,6 +9,7 @@ mod boots;
 pub mod compression;
 pub mod cpio;
 pub mod device;
+mod durations;
 pub mod fetch;
 pub mod image;
 pub mod kernel;

@@ -2,8 +2,8 @@
 //!
 //! A module's parameters are fixed when it is loaded, and devices when the machine starts, so cases that
 //! need other ones need another boot.
-//! Cases with equal needs share boots; when there are many, several machines run side by side, each
-//! with a part of them of about the same length.
+//! Cases with equal needs share boots; when there are many, several machines run side by side, so
+//! divided that they are done at about the same time.
 
 use std::collections::BTreeMap;
 
@@ -79,20 +79,62 @@ pub fn groups(cases: &[Case], user: &Params, facts: &FactsTable) -> Vec<(Wanted,
     groups
 }
 
-/// Divides things of these weights into at most `parts` parts of about the same weight; a part is not
-/// made for less than `least`. Returns the indexes in each, heaviest first.
-pub fn divide(weights: &[u64], parts: usize, least: u64) -> Vec<Vec<usize>> {
-    let total: u64 = weights.iter().sum();
-    let most = usize::try_from(total / least.max(1)).unwrap_or(usize::MAX).clamp(1, parts.max(1));
-    let mut order: Vec<usize> = (0..weights.len()).collect();
-    order.sort_by_key(|&index| (std::cmp::Reverse(weights[index]), index));
-    let mut bins: Vec<(u64, Vec<usize>)> = vec![(0, vec![]); most];
-    for index in order {
-        let bin = bins.iter_mut().min_by_key(|(weight, _)| *weight).expect("one at least");
-        bin.0 += weights[index];
-        bin.1.push(index);
+/// What goes into boots that are alike.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Load {
+    /// The weight of each case.
+    pub cases: Vec<u64>,
+    /// What a boot weighs besides.
+    pub boot: u64,
+}
+
+impl Load {
+    fn total(&self) -> u64 {
+        self.cases.iter().sum::<u64>() + self.boot
     }
-    bins.into_iter().map(|(_, indexes)| indexes).filter(|indexes| !indexes.is_empty()).collect()
+
+    /// In how many boots it may go: each has at least `least` of the cases' weight.
+    fn parts(&self, machines: usize, least: u64) -> usize {
+        let parts = self.cases.iter().sum::<u64>() / least.max(1);
+        usize::try_from(parts).unwrap_or(usize::MAX).clamp(1, machines.max(1))
+    }
+}
+
+/// Divides the cases of each load into boots for this many machines, so that all machines are done at
+/// about the same time: the loads that fill more than one boot are divided around the others. Returns
+/// for each boot the load that it is of, and the indexes in it; in the order in which they start, the
+/// heaviest first, each on the first machine that is free.
+pub fn divide(loads: &[Load], machines: usize, least: u64) -> Vec<(usize, Vec<usize>)> {
+    let machines = machines.max(1);
+    let mut weights = vec![0; machines];
+    let mut boots = Vec::new();
+    let mut order: Vec<usize> = (0..loads.len()).filter(|&i| !loads[i].cases.is_empty()).collect();
+    // Those that cannot be divided are assigned first, since the others give way to them.
+    let splits = |load: &Load| load.parts(machines, least) > 1;
+    order.sort_by_key(|&i| (splits(&loads[i]), std::cmp::Reverse(loads[i].total()), i));
+    for at in order {
+        let load = &loads[at];
+        let mut bins: Vec<usize> = (0..machines).collect();
+        bins.sort_by_key(|&machine| (weights[machine], machine));
+        bins.truncate(load.parts(machines, least));
+        let mut bins: Vec<_> = bins
+            .into_iter()
+            .map(|machine| (weights[machine] + load.boot, machine, vec![]))
+            .collect();
+        let mut heaviest: Vec<usize> = (0..load.cases.len()).collect();
+        heaviest.sort_by_key(|&case| (std::cmp::Reverse(load.cases[case]), case));
+        for case in heaviest {
+            let (weight, _, cases) = bins.iter_mut().min_by_key(|bin| bin.0).expect("one at least");
+            *weight += load.cases[case];
+            cases.push(case);
+        }
+        for (weight, machine, cases) in bins.into_iter().filter(|(_, _, cases)| !cases.is_empty()) {
+            boots.push((weight - weights[machine], at, cases));
+            weights[machine] = weight;
+        }
+    }
+    boots.sort_by_key(|&(weight, at, _)| (std::cmp::Reverse(weight), at));
+    boots.into_iter().map(|(_, at, cases)| (at, cases)).collect()
 }
 
 #[cfg(test)]
@@ -178,22 +220,48 @@ mod tests {
 
     proptest! {
         #[test]
-        fn each_thing_is_in_one_part_and_parts_are_even(
-            weights in prop::collection::vec(1..1000_u64, 0..60),
-            parts in 1..5_usize,
+        fn each_case_is_in_one_boot_and_machines_are_done_together(
+            cases in prop::collection::vec(prop::collection::vec(1..1000_u64, 0..60), 0..4),
+            boot in 0..2000_u64,
+            machines in 1..5_usize,
             least in 0..3000_u64,
         ) {
-            let divided = divide(&weights, parts, least);
-            prop_assert!(divided.len() <= parts);
-            let mut all: Vec<_> = divided.concat();
-            all.sort();
-            prop_assert_eq!(all, (0..weights.len()).collect::<Vec<_>>());
-            let sums: Vec<u64> =
-                divided.iter().map(|part| part.iter().map(|&i| weights[i]).sum()).collect();
-            let heaviest = weights.iter().max().copied().unwrap_or(0);
-            if let (Some(most), Some(fewest)) = (sums.iter().max(), sums.iter().min()) {
-                prop_assert!(most - fewest <= heaviest, "{sums:?}");
+            let loads: Vec<_> = cases.into_iter().map(|cases| Load { cases, boot }).collect();
+            let boots = divide(&loads, machines, least);
+            for (at, load) in loads.iter().enumerate() {
+                let of: Vec<_> = boots.iter().filter(|boot| boot.0 == at).collect();
+                prop_assert!(of.len() <= load.parts(machines, least));
+                let mut all = of.iter().flat_map(|(_, cases)| cases.clone()).collect::<Vec<_>>();
+                all.sort();
+                prop_assert_eq!(all, (0..load.cases.len()).collect::<Vec<_>>());
             }
+            // As they run: each boot on the machine that is free first.
+            let mut ends = vec![0; machines];
+            let mut largest = 0;
+            for (at, cases) in &boots {
+                let weight = boot + cases.iter().map(|&i| loads[*at].cases[i]).sum::<u64>();
+                let first = ends.iter_mut().min().expect("one at least");
+                *first += weight;
+                largest = largest.max(weight);
+            }
+            let (sum, end) = (ends.iter().sum::<u64>(), ends.into_iter().max().unwrap_or(0));
+            prop_assert!(end <= sum / machines as u64 + largest);
         }
+    }
+
+    #[test]
+    fn what_can_be_divided_gives_way_to_what_cannot() {
+        let large = Load { cases: vec![10; 100], boot: 50 };
+        let small = Load { cases: vec![100, 50], boot: 50 };
+        let boots = divide(&[small, large], 2, 200);
+        let lengths: Vec<_> = boots.iter().map(|(at, cases)| (*at, cases.len())).collect();
+        // 650 beside 450 and 200.
+        assert_eq!(lengths, [(1, 60), (1, 40), (0, 2)]);
+    }
+
+    #[test]
+    fn loads_without_cases_are_not_booted() {
+        assert_eq!(divide(&[Load { cases: vec![], boot: 5 }], 2, 1), []);
+        assert_eq!(divide(&[], 2, 1), []);
     }
 }

@@ -16,7 +16,7 @@ use crate::pieces::Program;
 pub struct Boot<'a> {
     /// An empty directory of its own.
     pub dir: &'a Path,
-    /// The kernel: a bzImage.
+    /// The kernel: a bzImage, or an ELF with a PVH entry.
     pub kernel: &'a Path,
     /// The initramfs.
     pub initrd: &'a Path,

@@ -1,11 +1,8 @@
 //! Runs cases on an emulated host: in as few boots as their needs allow, side by side, with a second
 //! try for those that a dying host left over.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::fs;
-use std::io;
+use std::collections::VecDeque;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::thread;
@@ -18,13 +15,10 @@ use testcases::runner::{self, CaseReport, CaseResult, Collector, Log, RunResult,
 use testcases::verdict::{Outcome, Verdict};
 use testcases::wire::Message;
 
+use crate::durations::Durations;
 use crate::machine::{Errand, HostError, Machine};
-use crate::plan::{self, Params, Wanted};
+use crate::plan::{self, Load, Params, Wanted};
 use crate::session::{Ending, Session};
-use crate::whole;
-
-/// What a case is taken to last if it never ran: a case that says it is slow, and another one.
-const UNKNOWN: (Duration, Duration) = (Duration::from_secs(10), Duration::from_millis(500));
 
 /// A boot is not made for less work than this, in the host's time: booting has a price, too.
 const LEAST: Duration = Duration::from_secs(20);
@@ -63,6 +57,8 @@ struct Boot<'a> {
 enum Event<'a> {
     Started(usize),
     Ended(usize, Box<CaseReport>),
+    /// A machine began its first case, after this time by its own clock.
+    Booted(&'a Machine, Duration),
     Over(Box<Left<'a>>),
 }
 
@@ -116,7 +112,7 @@ fn run_into(
 ) -> Result<(), HostError> {
     let facts = machine.facts(setup.params, &[setup.cancel])?;
     let mut durations = Durations::read(machine);
-    let mut boots = VecDeque::new();
+    let (mut loads, mut kinds) = (Vec::new(), Vec::new());
     let mut stop_now = false;
     for (Wanted { device, params }, group) in plan::groups(cases, setup.params, &facts) {
         let (machine, lacks) = match (device, &setup.with_device) {
@@ -142,15 +138,19 @@ fn run_into(
             stop_now |= setup.fail_fast && result.verdict.outcome.is_bad();
             results[group[at]] = Some(result);
         }
-        let weights: Vec<u64> = runnable.iter().map(|&at| durations.of(&chosen[at])).collect();
-        let least = LEAST.as_millis() as u64;
-        for part in plan::divide(&weights, setup.machines, least) {
-            let cases = part.iter().map(|&i| group[runnable[i]]).collect::<Vec<_>>();
-            if !cases.is_empty() {
-                boots.push_back(Boot { machine, params: params.clone(), cases, again: false });
-            }
-        }
+        let cases = runnable.iter().map(|&at| durations.of(&chosen[at])).collect();
+        loads.push(Load { cases, boot: durations.of_boot(machine) });
+        kinds.push((machine, params, runnable.iter().map(|&at| group[at]).collect::<Vec<_>>()));
     }
+    let divided = plan::divide(&loads, setup.machines, LEAST.as_millis() as u64);
+    let mut boots: VecDeque<_> = divided
+        .into_iter()
+        .map(|(kind, part)| {
+            let (machine, params, cases) = &kinds[kind];
+            let cases = part.iter().map(|&at| cases[at]).collect();
+            Boot { machine, params: params.clone(), cases, again: false }
+        })
+        .collect();
     let stop = AtomicBool::new(stop_now);
     thread::scope(|scope| {
         let (sender, receiver) = mpsc::channel();
@@ -181,6 +181,7 @@ fn run_into(
             };
             match receiver.recv() {
                 Err(_) => break,
+                Ok(Event::Booted(machine, took)) => durations.learn_boot(machine, took),
                 Ok(Event::Started(index)) => watch.started(&cases[index]),
                 Ok(Event::Ended(index, report)) => collect(index, *report),
                 Ok(Event::Over(left)) => {
@@ -253,6 +254,10 @@ fn run_boot<'a>(
             Message::Started { index } => {
                 let index = index as usize;
                 if let Some(at) = waiting.iter().position(|&i| i == index) {
+                    if waiting.len() == boot.cases.len() {
+                        let took = Duration::from_nanos(envelope.at);
+                        let _ = sender.send(Event::Booted(boot.machine, took));
+                    }
                     waiting.remove(at);
                     running.push(index);
                     let _ = sender.send(Event::Started(index));
@@ -306,40 +311,4 @@ fn settle(left: Left<'_>) -> Result<Settled<'_>, HostError> {
     }
     let again = (!waiting.is_empty()).then_some(Boot { cases: waiting, again: true, ..boot });
     Ok((reports, again))
-}
-
-/// How long cases took on this host when they last ran: what boots are divided by.
-struct Durations {
-    path: PathBuf,
-    /// Milliseconds of the host's time, by the case's id.
-    known: BTreeMap<String, u64>,
-}
-
-impl Durations {
-    /// Reads what is known; nothing, if that cannot be read, or if runs are to be equal.
-    fn read(machine: &Machine) -> Durations {
-        let kind = if machine.deterministic { "-deterministic" } else { "" };
-        let path = machine.cache.join(format!("durations-{}{kind}.json", machine.name));
-        let text = if machine.deterministic { vec![] } else { fs::read(&path).unwrap_or_default() };
-        Durations { path, known: serde_json::from_slice(&text).unwrap_or_default() }
-    }
-
-    fn of(&self, case: &Case) -> u64 {
-        let slow = case.spec.tags.iter().any(|tag| tag.0 == "slow");
-        let guess = if slow { UNKNOWN.0 } else { UNKNOWN.1 };
-        let known = self.known.get(&case.id.to_string()).copied();
-        known.unwrap_or(guess.as_millis() as u64).max(1)
-    }
-
-    fn learn(&mut self, case: &Case, took: Duration) {
-        if !took.is_zero() {
-            let took = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-            self.known.insert(case.id.to_string(), took);
-        }
-    }
-
-    fn keep(&self) -> io::Result<()> {
-        let text = serde_json::to_vec_pretty(&self.known).unwrap_or_default();
-        whole::write(&self.path, &text)
-    }
 }
