@@ -25,7 +25,7 @@ pub fn write(bytes: &[u8]) {
                 break;
             }
         }
-        port::out8_rep(SERIAL_PORT, chunk);
+        chunk.iter().for_each(|&byte| port::out8(SERIAL_PORT, byte));
     }
 }
 

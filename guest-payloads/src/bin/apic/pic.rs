@@ -6,6 +6,8 @@ use payload_rt::*;
 
 /// Vectors of IRQ 0 to 15.
 const BASE: u8 = 0x60;
+/// How long an interrupt may take that waits already, in microseconds.
+const AT_ONCE: u64 = 200_000;
 /// One line at each controller with nothing on it but the test device.
 const LINES: [u8; 2] = [5, 11];
 
@@ -28,9 +30,13 @@ fn start() {
 }
 
 fn check_taken(irqs: &[u8], what: &str) {
+    check_taken_within(crate::PATIENCE, irqs, what);
+}
+
+fn check_taken_within(patience: u64, irqs: &[u8], what: &str) {
     let mut vectors = [0; 16];
     vectors.iter_mut().zip(irqs).for_each(|(vector, irq)| *vector = BASE + irq);
-    crate::check_taken(&vectors[..irqs.len()], what);
+    crate::check_taken_within(patience, &vectors[..irqs.len()], what);
 }
 
 test!(pic_masks, "The PICs' mask registers read back, each bit its own.", || {
@@ -138,7 +144,8 @@ test!(
             testdev::pulse(5);
             check_taken(&[], "with LINT0 masked");
             apic.write(Register::LVT_LINT0, 7 << 8);
-            check_taken(&[5], "with LINT0 unmasked");
+            // It waits already: it comes at once, or with the next event of another kind.
+            check_taken_within(AT_ONCE, &[5], "with LINT0 unmasked");
         }
     }
 );

@@ -205,8 +205,8 @@ macro_rules! store_then_load {
 
 /// Meets of the two CPUs that are tried: in batches, until there are enough or a tenth of a second is
 /// over. Where the host does not run both vCPUs at once each meet can take it a time slice.
-const BATCH: u64 = 250;
-const BATCHES: u64 = 20;
+const BATCH: u64 = 50;
+const BATCHES: u64 = 100;
 
 /// Runs `code`, one of [`store_then_load`], on both CPUs.
 fn both_see(what: &str, code: &[u8]) {
