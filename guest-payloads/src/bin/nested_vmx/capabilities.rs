@@ -63,6 +63,37 @@ test!(
 );
 
 test!(
+    caps_primary_offered,
+    "The primary controls that KVM can carry out without a feature of the processor are all offered.",
+    || {
+        // SDM volume 3, appendix A.3.2, leaves it to the processor. What has been there since the
+        // first one with VMX, and what KVM adds in nested_vmx_setup_cpubased_ctls
+        // (arch/x86/kvm/vmx/nested.c), must not get lost: a hypervisor that worked would not load.
+        const OFFERED: u64 = CPU_INTERRUPT_WINDOW
+            | CPU_NMI_WINDOW
+            | CPU_TSC_OFFSET
+            | CPU_HLT
+            | CPU_INVLPG
+            | CPU_MWAIT
+            | CPU_RDPMC
+            | CPU_RDTSC
+            | CPU_CR3_LOAD
+            | CPU_CR3_STORE
+            | CPU_CR8_LOAD
+            | CPU_CR8_STORE
+            | CPU_MOV_DR
+            | CPU_IO
+            | CPU_IO_BITMAPS
+            | CPU_MONITOR_TRAP
+            | CPU_MSR_BITMAPS
+            | CPU_MONITOR
+            | CPU_PAUSE;
+        cpuid::VMX.require();
+        check_eq!(caps::cpu().may & OFFERED, OFFERED, "primary controls that may be 1");
+    }
+);
+
+test!(
     caps_secondary,
     "Secondary controls may all be 0, and what they build on is offered with them.",
     || {

@@ -347,6 +347,30 @@ test!(
     }
 );
 
+test!(
+    tsc_hand_to_hand,
+    "A TSC that is read between two readings on another CPU lies between them.",
+    || {
+        // SDM volume 3, 18.17: of CPUs that are reset together, all TSCs are the same. One after the
+        // other, so that it holds where one processor of the host runs all of them, too.
+        let count = smp::start();
+        if count < 2 {
+            skip!("one CPU");
+        }
+        for round in 0..20 {
+            for cpu in 1..count {
+                let before = rdtsc_ordered();
+                let there = smp::run_on(cpu, rdtsc_ordered);
+                let after = rdtsc_ordered();
+                check!(
+                    (before..=after).contains(&there),
+                    "round {round}: {there} on cpu {cpu}, {before} before it and {after} after it on cpu 0"
+                );
+            }
+        }
+    }
+);
+
 test!(tsc_in_halt, "The TSC goes on while the CPU is halted.", || {
     let first = clock::sample(pm_timer);
     time::sleep(INTERVAL);
