@@ -74,6 +74,9 @@ pub struct Machine {
     /// Number of vCPUs, from 1 to 255; 1 if not given.
     #[serde(default)]
     pub vcpus: Vcpus,
+    /// From the APIC ID of one vCPU to that of the next, a power of two; 1 if not given.
+    #[serde(rename = "apic-id-step")]
+    pub apic_id_step: Option<u32>,
     /// Size of guest memory, such as `256M`.
     pub memory: Option<Size>,
     /// The CPU model and its changes, such as `host,-pcid,+x2apic`.
@@ -115,6 +118,7 @@ impl Machine {
             }
         };
         add("cpus", (self.vcpus.0 != 1).then(|| self.vcpus.0.to_string()));
+        add("apic-id-step", self.apic_id_step.map(|n| n.to_string()));
         add("memory", self.memory.as_ref().map(|m| m.0.clone()));
         add("cpu", self.cpu.as_ref().map(|c| c.0.clone()));
         add("irqchip", self.irqchip.map(|v| v.word().into()));

@@ -270,8 +270,9 @@ pub enum CpuidError {
     },
     /// The topology is not one that APIC IDs and CPUID can express.
     #[error(
-        "topology of {} sockets, {} cores, {} threads: each must be at least 1, and APIC IDs \
-         must fit 16 bits; choose others", .0.sockets, .0.cores, .0.threads
+        "topology of {} sockets, {} cores, {} threads with APIC IDs {} apart: each must be at least \
+         1, the last a power of two, and APIC IDs must fit 16 bits; choose others",
+        .0.sockets, .0.cores, .0.threads, .0.step
     )]
     Topology(Topology),
     /// There is no such vCPU in the topology.

@@ -63,6 +63,8 @@ pub struct Options {
     pub backing: Backing,
     /// What CPUID says.
     pub cpu: CpuModel,
+    /// How the vCPUs are arranged: as many as the VM is to have.
+    pub topology: Topology,
     /// The VM.
     pub vm: KvmConfig,
     /// The first serial port's other end.
@@ -298,9 +300,8 @@ fn prepare(options: &mut Options) -> Result<Prepared, LaunchError> {
         return Err(LaunchError::TooMuchMemory { asked, host });
     }
     let ram = GuestRam::new(options.memory, options.backing)?;
-    let topology = Topology::flat(options.vm.cpus);
     let tables = match options.acpi {
-        true => Some(acpi_tables(&topology)?),
+        true => Some(acpi_tables(&options.topology)?),
         false => None,
     };
     let reserved: Vec<MemRange> = tables
@@ -350,11 +351,11 @@ fn assemble(
     let vm = host.create_vm(&options.vm, Some(ram.clone()))?;
     let supported = host.supported_cpuid()?;
     let cpus = options.vm.cpus;
-    let topology = Topology::flat(cpus);
+    let topology = &options.topology;
     let mut vcpus = Vec::with_capacity(cpus as usize);
     for index in 0..cpus {
         let mut vcpu = vm.create_vcpu(topology.apic_id(index))?;
-        let cpuid = options.cpu.apply(&supported, index, &topology)?;
+        let cpuid = options.cpu.apply(&supported, index, topology)?;
         vcpu.set_cpuid(&saboteur.cpuid(cpuid))?;
         vcpus.push(vcpu);
     }

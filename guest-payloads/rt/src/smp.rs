@@ -69,6 +69,9 @@ pub(crate) fn block(index: usize) -> &'static Cpu {
     }
 }
 
+/// The last identifier of a local APIC that an xAPIC can name: 255 is everybody.
+const LAST_SHORT_ID: u32 = 254;
+
 /// CPUs that are up, this one included: 1 until [`start`].
 pub fn count() -> usize {
     STARTED.load(Ordering::Acquire).max(1) as usize
@@ -84,6 +87,7 @@ pub fn apic_id(index: usize) -> u32 {
 }
 
 /// Starts all other CPUs by a broadcast INIT and start-up IPI, and says how many CPUs there are.
+/// If there is one with an identifier above 254, this CPU's APIC becomes an x2APIC.
 /// With `cpus=N` on the command line it waits for N and ends the test with an error if they do
 /// not come; without, it waits until none has come for a tenth of a second. Once is enough.
 pub fn start() -> usize {
@@ -150,6 +154,10 @@ pub fn start() -> usize {
     }
     let others = online();
     order(others);
+    if (0..others).any(|cpu| arrival_block(cpu).apic_id.load(Ordering::Relaxed) > LAST_SHORT_ID) {
+        // As xAPIC it could not reach that one.
+        apic::set_mode(Mode::X2Apic).enable();
+    }
     STARTED.store(others + 1, Ordering::Release);
     count()
 }
@@ -167,7 +175,11 @@ fn order(others: u32) {
 /// Where another CPU gets to Rust, on its own stack.
 pub(crate) extern "C" fn ap_start(arrival: u32) -> ! {
     cpu::init(arrival + 1);
-    let apic = apic::local();
+    // With an identifier that eight bits do not hold, it is of no use as xAPIC (SDM volume 3, 12.12.1).
+    let apic = match apic::initial_id() {
+        id if id > LAST_SHORT_ID => apic::set_mode(Mode::X2Apic),
+        _ => apic::local(),
+    };
     apic.enable();
     let cpu = cpu::this();
     cpu.apic_id.store(apic.id(), Ordering::Relaxed);

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 use vmm::boot::Protocol;
-use vmm::cpuid::CpuModel;
+use vmm::cpuid::{CpuModel, Topology};
 use vmm::exit::Stop;
 use vmm::hv::kvm::{DEV_KVM, Irqchip, KvmConfig};
 use vmm::launch::{self, Options, Serial};
@@ -117,6 +117,12 @@ pub struct Run {
     #[arg(long, short = 'c', value_name = "N", default_value_t = 1)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..))]
     cpus: u32,
+
+    /// From the APIC ID of one vCPU to that of the next: a power of two, such as 128 for IDs beyond
+    /// 255 with few vCPUs.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    apic_id_step: u32,
 
     /// What CPUID tells the guest: host, then changes (host,-pcid,+x2apic).
     #[arg(long, value_name = "MODEL", default_value = "host", allow_hyphen_values = true)]
@@ -256,6 +262,8 @@ impl Run {
                 self.cpus
             ));
         }
+        let topology = Topology { step: self.apic_id_step, ..Topology::flat(self.cpus) };
+        topology.check().map_err(|e| e.to_string())?;
         let (mut cmdline, mut image) = (self.cmdline, None);
         let kernel = match (self.kernel, self.payload) {
             (Some(kernel), _) => kernel,
@@ -290,6 +298,7 @@ impl Run {
                 HugeArg::One => Backing::Huge1G,
             },
             cpu: self.cpu,
+            topology,
             vm: KvmConfig {
                 irqchip,
                 pit,
@@ -297,7 +306,8 @@ impl Run {
                 hypercall_exits: self.hypercall_exits,
                 sync_regs: self.exit_rips,
                 cpu_pm: self.cpu_pm == OnOff::On,
-                cpus: self.cpus,
+                cpus: topology.cpus(),
+                last_apic_id: topology.apic_id(topology.cpus() - 1),
                 dirty_ring: self.dirty_ring,
             },
             serial: self.serial,

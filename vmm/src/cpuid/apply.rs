@@ -12,22 +12,26 @@ pub struct Topology {
     pub cores: u32,
     /// Threads of a core.
     pub threads: u32,
+    /// From the APIC ID of one thread to that of the next: a power of two. Those between them are
+    /// of threads that are not there, as where firmware has switched them off.
+    pub step: u32,
 }
 
 impl Topology {
     /// One package with `cpus` cores of one thread each: APIC IDs count from 0 without a gap.
     pub const fn flat(cpus: u32) -> Topology {
-        Topology { sockets: 1, cores: cpus, threads: 1 }
+        Topology { sockets: 1, cores: cpus, threads: 1, step: 1 }
     }
 
     /// Checks that CPUID can express it.
     ///
     /// # Errors
-    /// When a count is 0, or APIC IDs would need more than 16 bits.
+    /// When a count is 0, `step` is no power of two, or APIC IDs would need more than 16 bits.
     pub fn check(&self) -> Result<(), CpuidError> {
-        let fits =
-            [self.sockets, self.cores, self.threads].iter().all(|n| (1..=1 << 16).contains(n));
-        if fits && width(self.sockets) + self.package_width() <= 16 {
+        let fits = [self.sockets, self.cores, self.threads, self.step]
+            .iter()
+            .all(|n| (1..=1 << 16).contains(n));
+        if fits && self.step.is_power_of_two() && width(self.sockets) + self.package_width() <= 16 {
             Ok(())
         } else {
             Err(CpuidError::Topology(*self))
@@ -39,20 +43,21 @@ impl Topology {
         self.sockets * self.cores * self.threads
     }
 
-    /// Bits of an APIC ID that number the threads of a core.
+    /// Bits of an APIC ID that number the threads of a core, those that are not there included.
     pub fn thread_width(&self) -> u32 {
-        width(self.threads)
+        width(self.threads) + self.step.trailing_zeros()
     }
 
     /// Bits of an APIC ID that number the threads of a package.
     pub fn package_width(&self) -> u32 {
-        width(self.threads) + width(self.cores)
+        self.thread_width() + width(self.cores)
     }
 
     /// The APIC ID of a vCPU: package, core and thread, each in as many bits as its count needs.
     pub fn apic_id(&self, vcpu: u32) -> u32 {
         let (thread, core) = (vcpu % self.threads, vcpu / self.threads % self.cores);
         let socket = vcpu / (self.threads * self.cores);
+        let thread = thread * self.step;
         socket << self.package_width() | core << self.thread_width() | thread
     }
 }
@@ -333,11 +338,17 @@ mod tests {
 
     #[test]
     fn apic_ids_are_built_of_whole_bits() {
-        let t = Topology { sockets: 2, cores: 3, threads: 2 };
+        let t = Topology { sockets: 2, cores: 3, threads: 2, step: 1 };
         let ids: Vec<_> = (0..t.cpus()).map(|i| t.apic_id(i)).collect();
         assert_eq!(ids, [0, 1, 2, 3, 4, 5, 8, 9, 10, 11, 12, 13]);
         let flat = Topology::flat(255);
         assert!((0..255).all(|i| flat.apic_id(i) == i));
+        let sparse = Topology { step: 128, ..t };
+        let ids: Vec<_> = (0..t.cpus()).map(|i| sparse.apic_id(i)).collect();
+        assert_eq!(ids[..7], [0, 0x80, 0x100, 0x180, 0x200, 0x280, 0x400]);
+        assert_eq!((sparse.thread_width(), sparse.package_width()), (8, 10));
+        assert!(Topology { step: 3, ..t }.check().is_err());
+        assert!(Topology { step: 1 << 14, ..t }.check().is_err());
         assert_eq!([1, 2, 3, 4, 5].map(width), [0, 1, 2, 2, 3]);
     }
 }

@@ -227,7 +227,7 @@ fn xsave_loses_the_components_of_absent_features() {
 
 #[test]
 fn the_topology_is_told_everywhere() {
-    let topology = Topology { sockets: 2, cores: 3, threads: 2 };
+    let topology = Topology { sockets: 2, cores: 3, threads: 2, step: 1 };
     let c = model("host").apply(&intel(), 9, &topology).expect("ok");
     let regs = |l, s| c.get(l, s).map(|l| [l.eax, l.ebx, l.ecx, l.edx]).expect("there");
     assert_eq!(regs(1, 0)[1], 0x0b08_0800, "APIC ID 11, 8 IDs a package, lines of 64 bytes");
@@ -258,8 +258,8 @@ fn a_topology_that_cannot_be_is_refused() {
     for t in [
         Topology::flat(0),
         Topology::flat(u32::MAX),
-        Topology { sockets: 3, cores: 1 << 15, threads: 1 },
-        Topology { sockets: 1 << 16, cores: 1 << 16, threads: 1 << 16 },
+        Topology { sockets: 3, cores: 1 << 15, threads: 1, step: 1 },
+        Topology { sockets: 1 << 16, cores: 1 << 16, threads: 1 << 16, step: 1 },
     ] {
         assert_eq!(apply(0, t), Err(CpuidError::Topology(t)));
     }
@@ -307,8 +307,13 @@ proptest! {
     }
 
     #[test]
-    fn apic_ids_differ_and_fit(sockets in 1..5u32, cores in 1..9u32, threads in 1..4u32) {
-        let t = Topology { sockets, cores, threads };
+    fn apic_ids_differ_and_fit(
+        sockets in 1..5u32,
+        cores in 1..9u32,
+        threads in 1..4u32,
+        step in (0..8u32).prop_map(|bits| 1 << bits),
+    ) {
+        let t = Topology { sockets, cores, threads, step };
         let ids: Vec<_> = (0..t.cpus()).map(|i| t.apic_id(i)).collect();
         prop_assert!(ids.is_sorted_by(|a, b| a < b));
         for (i, id) in (0..).zip(&ids) {

@@ -157,8 +157,11 @@ fn madt(apic_ids: &[u32]) -> Vec<u8> {
     bytes.extend([2, 10, 0, pm::GSI as u8]);
     bytes.extend(pm::GSI.to_le_bytes());
     bytes.extend(0b1101_u16.to_le_bytes());
-    // NMI on LINT1 of every processor.
+    // NMI on LINT1 of every processor; those with an x2APIC ID have a form of their own.
     bytes.extend([4, 6, 0xff, 0, 0, 1]);
+    if apic_ids.iter().any(|id| *id >= 255) {
+        bytes.extend([0xa, 12, 0, 0, 0xff, 0xff, 0xff, 0xff, 1, 0, 0, 0]);
+    }
     bytes
 }
 
@@ -216,7 +219,7 @@ mod tests {
             rest = &rest[usize::from(len)..];
         }
         let kinds: Vec<u8> = entries.iter().map(|(kind, _)| *kind).collect();
-        assert_eq!(kinds, [0, 0, 9, 9, 1, 2, 4]);
+        assert_eq!(kinds, [0, 0, 9, 9, 1, 2, 4, 0xa]);
         assert_eq!((entries[1].1[1], u32_at(entries[3].1, 2)), (254, 300));
         assert!(tables(&vec![300; 10_000]).is_none());
     }

@@ -15,6 +15,7 @@ mod reserved;
 mod senders;
 mod timer;
 mod user;
+mod wide;
 
 use payload_rt::apic::{self, Apic, Mode, Register};
 use payload_rt::{check, check_err, check_ok, cpuid, irq, reg, smp, time, trap};

@@ -63,8 +63,17 @@ pub struct KvmConfig {
     pub cpu_pm: bool,
     /// vCPUs that the VM will have.
     pub cpus: u32,
+    /// The largest APIC ID that one of them will have.
+    pub last_apic_id: u32,
     /// Entries of each vCPU's dirty ring, a power of two; 0 for none, and bitmaps instead.
     pub dirty_ring: u32,
+}
+
+impl KvmConfig {
+    /// Whether eight bits do not name every local APIC: 255 is everybody.
+    fn needs_long_ids(&self) -> bool {
+        self.irqchip != Irqchip::None && self.last_apic_id > 254
+    }
 }
 
 /// What of `KVM_CAP_X86_DISABLE_EXITS` is waiting.
@@ -179,6 +188,22 @@ impl Host {
             return Err(HvError::Lacks {
                 what: format!("room for {} vCPUs in one VM (KVM_CAP_MAX_VCPUS)", config.cpus),
                 hint: "ask for fewer with --cpus",
+            });
+        }
+        let ids = self.check_extension(KVM_CAP_MAX_VCPU_ID);
+        if i64::from(config.last_apic_id) >= i64::from(ids) {
+            return Err(HvError::Lacks {
+                what: format!(
+                    "room for APIC ID {} (KVM_CAP_MAX_VCPU_ID is {ids})",
+                    config.last_apic_id
+                ),
+                hint: "ask for fewer vCPUs with --cpus, or a smaller --apic-id-step",
+            });
+        }
+        if config.needs_long_ids() && self.check_extension(KVM_CAP_X2APIC_API) == 0 {
+            return Err(HvError::Lacks {
+                what: format!("APIC ID {} (KVM_CAP_X2APIC_API)", config.last_apic_id),
+                hint: "ask for fewer vCPUs with --cpus, or a smaller --apic-id-step",
             });
         }
         if config.cpu_pm && self.idle_exits(config) == 0 {

@@ -57,6 +57,10 @@ impl KvmVm {
             let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
             call("KVM_CREATE_PIT2", fd.create_pit2(pit))?;
         }
+        if config.needs_long_ids() {
+            let flags = KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK;
+            enable(KVM_CAP_X2APIC_API, flags.into(), "KVM_CAP_X2APIC_API")?;
+        }
         let exits = host.idle_exits(config);
         if exits != 0 {
             // Before the first vCPU, or KVM refuses it.
