@@ -25,6 +25,9 @@ fn loop_in_l2(_: u64) -> u64 {
     wrong << 32 | exit.full_reason
 }
 
+/// The activity state in which a CPU waits for a start-up IPI (SDM volume 3, 26.4.2).
+const WAIT_FOR_SIPI: u64 = 3;
+
 static IN_VMX: AtomicBool = AtomicBool::new(false);
 
 /// Waits until the other CPU is in VMX operation, and then some, so that it may be in L2.
@@ -60,6 +63,35 @@ test!(
             apic::local().send(Delivery::StartUp(0x12), Destination::Physical(id));
         }
         check_eq!(job.wait(), Reason::VMCALL.0.into(), "the exit");
+    }
+);
+
+test!(
+    sipi_exits,
+    "A start-up IPI to a CPU whose L2 waits for it is an exit, with its vector.",
+    || {
+        const VECTOR: u8 = 0x34;
+        let id = second_cpu();
+        if caps::read(caps::MISC) & 1 << 8 == 0 {
+            skip!("no activity state wait-for-SIPI in IA32_VMX_MISC");
+        }
+        let job = smp::spawn(
+            1,
+            |_| {
+                let mut vm = vm();
+                vm.start(asm_code!("nop"));
+                set(Field::ACTIVITY, WAIT_FOR_SIPI);
+                IN_VMX.store(true, SeqCst);
+                let exit = vm.run();
+                u64::from(exit.qualification as u32) << 32 | exit.full_reason
+            },
+            0,
+        );
+        wait_for_vmx();
+        apic::local().send(Delivery::StartUp(VECTOR), Destination::Physical(id));
+        let expected = u64::from(VECTOR) << 32 | u64::from(Reason::SIPI.0);
+        let seen = job.wait();
+        check!(seen == expected, "qualification and exit {seen:#x}, must be {expected:#x}");
     }
 );
 

@@ -6,11 +6,13 @@ use payload_rt::apic::{self, Apic, Delivery, Destination, Mode, Register, Timer}
 use payload_rt::lab::{self, Chain, Rule, kind, kvm};
 use payload_rt::trap::NMI;
 use payload_rt::{
-    asm_code, check, check_eq, check_ok, frames, idt, ioapic, irq, mem, pic, reg, test, testdev,
-    time,
+    asm_code, check, check_eq, check_ok, cpuid, frames, idt, ioapic, irq, mem, pic, reg, test,
+    testdev, time,
 };
 
 const VECTOR: u8 = 0x52;
+/// SDM volume 4, 2.1: IA32_TSC_DEADLINE.
+const TSC_DEADLINE: u32 = 0x6e0;
 
 fn enabled() -> Apic {
     let apic = apic::local();
@@ -106,6 +108,39 @@ fn check_registers(mode: Mode) {
 test!(xapic, "The registers of an xAPIC are kept.", || check_registers(Mode::XApic));
 
 test!(x2apic, "The registers of an x2APIC are kept.", || check_registers(Mode::X2Apic));
+
+test!(deadline, "A TSC deadline that is set is set in the new VM, and fires there.", || {
+    // SDM volume 3, 12.5.4.1.
+    cpuid::TSC_DEADLINE.require();
+    irq::count_only(VECTOR);
+    let apic = enabled();
+    apic.set_timer(Timer::Deadline, VECTOR);
+    let at = time::rdtsc() + time::tsc_hz() / 5;
+    reg::wrmsr(TSC_DEADLINE, at).expect("the MSR is there");
+    transplant();
+    if time::rdtsc() < at {
+        check_eq!(reg::rdmsr(TSC_DEADLINE), Ok(at), "the deadline");
+        check_eq!(irq::count(VECTOR), 0, "interrupts before it");
+    }
+    check!(irq::wait_for(VECTOR, 1, PATIENCE), "it did not fire");
+    check!(time::rdtsc() >= at, "it fired before its time");
+    check_eq!(reg::rdmsr(TSC_DEADLINE), Ok(0), "the deadline behind it");
+});
+
+test!(halted, "A guest that the host halts goes on when an interrupt comes.", || {
+    // KVM_SET_MP_STATE, KVM_MP_STATE_HALTED.
+    irq::count_only(VECTOR);
+    let apic = enabled();
+    apic.set_timer(Timer::OneShot, VECTOR);
+    reg::sti();
+    apic.start_timer(100_000_000);
+    let set = lab::set(kvm::SET_MP_STATE, &kvm::mp_state::HALTED);
+    let came = irq::count(VECTOR);
+    reg::cli();
+    check_ok!(set);
+    check_eq!(came, 1, "interrupts when it goes on");
+    check_eq!(lab::get(kvm::GET_MP_STATE), Ok(kvm::mp_state::RUNNABLE));
+});
 
 test!(one_shot, "A one-shot timer that runs goes on, and fires once.", || {
     irq::count_only(VECTOR);
