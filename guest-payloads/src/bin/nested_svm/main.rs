@@ -18,6 +18,7 @@ mod nested_paging;
 mod registers;
 mod shadow_paging;
 mod state;
+mod third_level;
 mod virtual_interrupts;
 
 use payload_rt::svm::{Exit, Guest, exit};
