@@ -43,6 +43,8 @@ mod registers;
 mod signals;
 #[path = "nested_vmx/state.rs"]
 mod state;
+#[path = "nested_vmx/third_level.rs"]
+mod third_level;
 #[path = "nested_vmx/vpid.rs"]
 mod vpid;
 
