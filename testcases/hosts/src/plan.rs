@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use testcases::case::Case;
+use testcases::case::{Case, Subject};
 use testcases::facts_table::FactsTable;
 use testcases::need::{self, HostNeed, Need};
 
@@ -39,6 +39,8 @@ impl Params {
 /// What a boot must be like.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Wanted {
+    /// The case, by index, that is alone in it: it leaves the machine changed.
+    pub alone: Option<usize>,
     /// Whether the machine has a device for vfio-pci that the host has not by itself.
     pub device: bool,
     /// The parameters that its modules are loaded with.
@@ -71,11 +73,15 @@ pub fn groups(cases: &[Case], user: &Params, facts: &FactsTable) -> Vec<(Wanted,
     let mut groups: BTreeMap<Wanted, Vec<usize>> = BTreeMap::new();
     for (index, case) in cases.iter().enumerate() {
         let device = lacks_device(case, facts);
-        let wanted = Wanted { device, params: params(case, user, facts) };
+        let changes = matches!(&case.spec.subject, Subject::Image(image) if image.leaves_changed(facts.processor));
+        let alone = changes.then_some(index);
+        let wanted = Wanted { alone, device, params: params(case, user, facts) };
         groups.entry(wanted).or_default().push(index);
     }
     let mut groups: Vec<_> = groups.into_iter().collect();
-    groups.sort_by_key(|(wanted, _)| wanted.device || wanted.params != *user);
+    groups.sort_by_key(|(wanted, _)| {
+        wanted.alone.is_some() || wanted.device || wanted.params != *user
+    });
     groups
 }
 
@@ -142,6 +148,7 @@ mod tests {
     use proptest::prelude::*;
     use testcases::case::CaseId;
     use testcases::facts::{KvmFlavour, Processor};
+    use testcases::kut::image::Image;
 
     use super::*;
 
@@ -187,7 +194,7 @@ mod tests {
         ];
         let groups = groups(&cases, &Params::default(), &facts());
         let npt = given(&[("kvm_amd", "npt", "N")]);
-        let plain = |params: &Params| Wanted { device: false, params: params.clone() };
+        let plain = |params: &Params| Wanted { params: params.clone(), ..Wanted::default() };
         assert_eq!(groups, [(Wanted::default(), vec![0, 2, 4]), (plain(&npt), vec![1, 3])]);
         assert_eq!((npt.of("kvm-amd"), npt.of("kvm")), ("npt=N".to_string(), String::new()));
         assert_eq!(npt.show(), "kvm_amd.npt=N");
@@ -198,18 +205,40 @@ mod tests {
         let user = given(&[("kvm_amd", "npt", "Y"), ("kvm", "x", "1")]);
         let cases = [case(&["module:kvm_amd.npt=N"]), case(&["module:kvm.ignore_msrs=Y"])];
         let groups = groups(&cases, &user, &facts());
-        assert_eq!(groups[0], (Wanted { device: false, params: user.clone() }, vec![0]));
+        assert_eq!(groups[0], (Wanted { params: user.clone(), ..Wanted::default() }, vec![0]));
         assert_eq!(groups[1].0.params.of("kvm"), "ignore_msrs=Y x=1");
     }
 
     #[test]
     fn a_case_that_needs_a_device_has_a_boot_with_one_unless_the_host_has_it() {
         let cases = [case(&["host:vfio-device"]), case(&[]), case(&["host:vfio-device"])];
-        let device = Wanted { device: true, params: Params::default() };
+        let device = Wanted { device: true, ..Wanted::default() };
         let groups_of = |facts: &FactsTable| groups(&cases, &Params::default(), facts);
         assert_eq!(groups_of(&facts()), [(Wanted::default(), vec![1]), (device, vec![0, 2])]);
         let facts = FactsTable { vfio_device: Ok("0000:01:00.0".into()), ..facts() };
         assert_eq!(groups_of(&facts), [(Wanted::default(), vec![0, 1, 2])]);
+    }
+
+    #[test]
+    fn an_image_that_leaves_tcg_changed_is_alone_there() {
+        let image = |name: &str| {
+            let mut case = case(&[]);
+            case.spec.subject = Subject::Image(Box::new(Image {
+                path: format!("/x86/{name}.flat").into(),
+                config: name.into(),
+                why_not: String::new(),
+                checks: vec![],
+            }));
+            case
+        };
+        let cases = [image("debug"), image("apic"), image("debug"), case(&[])];
+        let groups_of = |facts: &FactsTable| {
+            let groups = groups(&cases, &Params::default(), facts);
+            groups.into_iter().map(|(_, cases)| cases).collect::<Vec<_>>()
+        };
+        assert_eq!(groups_of(&facts()), [vec![1, 3], vec![0], vec![2]]);
+        let facts = FactsTable { processor: Processor::Bochs, ..facts() };
+        assert_eq!(groups_of(&facts), [vec![0, 1, 2, 3]]);
     }
 
     #[test]

@@ -114,7 +114,7 @@ fn run_into(
     let mut durations = Durations::read(machine);
     let (mut loads, mut kinds) = (Vec::new(), Vec::new());
     let mut stop_now = false;
-    for (Wanted { device, params }, group) in plan::groups(cases, setup.params, &facts) {
+    for (Wanted { device, params, .. }, group) in plan::groups(cases, setup.params, &facts) {
         let (machine, lacks) = match (device, &setup.with_device) {
             (false, _) => (machine, None),
             (true, Ok(machine)) => (*machine, None),

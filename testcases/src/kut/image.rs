@@ -9,10 +9,15 @@ use std::path::PathBuf;
 
 use payload_abi::ExitValue;
 
+use crate::facts::Processor;
 use crate::process::Ended;
 use crate::status::VmmEnd;
 use crate::transcript::Measured;
 use crate::verdict::{Outcome, Verdict, story};
+
+/// Images after which TCG is not what it was: `debug` leaves a breakpoint armed in it, which others
+/// stop at.
+const LEAVE_TCG_CHANGED: [&str; 1] = ["debug"];
 
 /// How many checks that failed are told by their names.
 const NAMED: usize = 3;
@@ -37,6 +42,11 @@ impl Image {
     /// The image's name: that of its file, without `.flat` or another ending.
     pub fn name(&self) -> &str {
         self.path.file_stem().and_then(|name| name.to_str()).unwrap_or("image")
+    }
+
+    /// Whether a host on this processor is of no use to others behind it.
+    pub fn leaves_changed(&self, processor: Processor) -> bool {
+        processor == Processor::Tcg && LEAVE_TCG_CHANGED.contains(&self.name())
     }
 
     /// Why this is not run on the machine that this process runs on, if it is not.
