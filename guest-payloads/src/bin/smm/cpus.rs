@@ -14,6 +14,13 @@ fn wait_for_count(n: u32) {
     check!(came, "{} SMIs taken of {n}", code::count());
 }
 
+/// As [`wait_for_count`], and until this CPU has left SMM.
+fn wait_for_end(n: u32, cpu: usize) {
+    wait_for_count(n);
+    smp::run_on(cpu, || ());
+    check_eq!(code::count(), n, "SMIs taken");
+}
+
 /// SMM code that notes the local APIC's identifier of the CPU that runs it.
 fn noting_cpu() -> &'static [u8] {
     asm_code!(
@@ -37,9 +44,7 @@ test!(
             let before = code::count();
             let id = smp::apic_id(to);
             smp::run_on(from, || apic::local().send(Delivery::Smi, Destination::Physical(id)));
-            wait_for_count(before + 1);
-            time::delay(100);
-            check_eq!(code::count(), before + 1, "SMIs taken for cpu {to}");
+            wait_for_end(before + 1, to);
             check_eq!(note(0), id, "the CPU that took it");
         }
     }
@@ -50,9 +55,7 @@ test!(to_all_others, "An SMI to all but the sender is not the sender's.", || {
     smp::start();
     code::install(&[noting_cpu()]);
     apic::local().send(Delivery::Smi, Destination::Others);
-    wait_for_count(1);
-    time::delay(100);
-    check_eq!(code::count(), 1, "SMIs taken by two CPUs");
+    wait_for_end(1, 1);
     check_eq!(note(0), smp::apic_id(1), "the CPU that took it");
 });
 
@@ -62,7 +65,7 @@ test!(own_bases, "SMBASE is each CPU's own.", || {
     let smi_at = |cpu: usize| {
         let before = code::count();
         apic::local().send(Delivery::Smi, Destination::Physical(smp::apic_id(cpu)));
-        wait_for_count(before + 1);
+        wait_for_end(before + 1, cpu);
     };
     code::install(&[code::poking()]);
     code::poke(SMBASE_FIELD, 0, OTHER as u32);
@@ -120,8 +123,9 @@ test!(init_waits, "INIT in SMM waits for RSM, and is taken behind it.", || {
     put_start(asm_code!(
         ".code16",
         "cli",
-        "mov eax, 0x36048",
-        "mov dword ptr [eax], 1",
+        "mov ax, 0x3600",
+        "mov ds, ax",
+        "mov dword ptr [0x48], 1",
         "2: hlt",
         "jmp 2b",
     ));
