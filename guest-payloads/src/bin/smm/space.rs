@@ -153,3 +153,34 @@ test!(
         check_eq!(mem::read(AREA), Ok(0x99_u64), "after SMM wrote");
     }
 );
+
+test!(
+    lab_alone,
+    "Without the board's memory in SMM, memslots of the lab are all that is there.",
+    || {
+        const LEN: u64 = 0x1_0000;
+        let memory = check_ok!(Memory::new(LEN, Backing::Small));
+        code::install(&[asm_code!(
+            ".code16",
+            "mov edi, 0x100000",
+            "mov eax, dword ptr [edi]",
+            "mov dword ptr [esi + 0x40], eax",
+        )]);
+        // The number that the board's first slot would have there.
+        let slot = Slot { id: 1 << 16, gpa: code::SMBASE, size: LEN, flags: 0, memory, offset: 0 };
+        check_ok!(slot.set());
+        copy_code(memory, code::SMBASE + code::ENTRY, code::ENTRY);
+        for n in 1..=2 {
+            check_ok!(lab::call(kvm::SMI));
+            check_eq!(
+                memory.read_u64(0x6000).map(|word| word as u32),
+                Ok(n),
+                "SMIs that SMM counted"
+            );
+            check_eq!(memory.read_u64(0x6040).map(|word| word as u32), Ok(u32::MAX), "RAM in SMM");
+            // The slot goes along into another VM.
+            check_ok!(lab::transplant(), "into another VM");
+        }
+        check_eq!(code::count(), 0, "SMIs counted outside");
+    }
+);
