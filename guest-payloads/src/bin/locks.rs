@@ -10,7 +10,7 @@ use payload_rt::*;
 /// Bytes of a cache line.
 const LINE: u64 = 64;
 /// Times that each CPU changes a word.
-const TIMES: u64 = 2000;
+const TIMES: u64 = 8000;
 
 // KVM_CAP_X86_BUS_LOCK_EXIT: bus locks do not leave the guest, or they do.
 const OFF: u64 = 1;
