@@ -68,6 +68,7 @@ pub const CAPS: &[(&str, u32)] = &[
     ("MEMORY_FAULT_INFO", 232),
     ("MP_STATE", 14),
     ("MSR_PLATFORM_INFO", 159),
+    ("MULTI_ADDRESS_SPACE", 118),
     ("NESTED_STATE", 157),
     ("NR_MEMSLOTS", 10),
     ("NR_VCPUS", 9),

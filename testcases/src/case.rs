@@ -88,6 +88,8 @@ pub struct Machine {
     /// Whether vCPUs keep their processors when they halt, pause or wait.
     #[serde(default)]
     pub cpu_pm: bool,
+    /// Whether the guest has memory in system-management mode.
+    pub smm: Option<Smm>,
     /// Whether the guest finds ACPI tables, and can sleep in S3.
     #[serde(default)]
     pub acpi: bool,
@@ -124,6 +126,7 @@ impl Machine {
         add("irqchip", self.irqchip.map(|v| v.word().into()));
         add("pit", self.pit.map(|v| v.word().into()));
         add("cpu-pm", self.cpu_pm.then(|| "on".into()));
+        add("smm", self.smm.map(|v| v.word().into()));
         add("acpi", self.acpi.then(|| "on".into()));
         add("boot", self.boot.map(|v| v.word().into()));
         add("hugepages", self.hugepages.map(|v| v.word().into()));
@@ -174,6 +177,16 @@ words! {
         Kernel = "kernel",
         /// There is none.
         None = "none",
+    }
+}
+
+words! {
+    /// Whether the guest has memory in system-management mode.
+    Smm {
+        /// Yes; a host without the mode is an error.
+        On = "on",
+        /// No.
+        Off = "off",
     }
 }
 

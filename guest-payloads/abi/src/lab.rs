@@ -70,10 +70,12 @@ pub mod op {
     /// number.
     pub const MEMORY: u32 = 4;
     /// Makes, moves, changes or deletes a memslot over lab memory: slot, flags, guest-physical
-    /// address, size (0 deletes), number of the lab memory, offset in it.
+    /// address, size (0 deletes), number of the lab memory, offset in it. Bits 31:16 of a slot are
+    /// its address space: 0, or 1 for what a vCPU in system-management mode sees.
     pub const SLOT: u32 = 5;
     /// The board's slot of RAM that a guest-physical address lies in. The result is the slot, the
-    /// value its first address.
+    /// value its first address. The same number in address space 1 is that of system-management
+    /// mode, where the machine has such.
     pub const RAM_SLOT: u32 = 6;
     /// Changes the flags of one of the board's slots of RAM: slot, flags.
     pub const RAM_FLAGS: u32 = 7;

@@ -77,6 +77,8 @@ pub enum Delivery {
     Fixed(u8),
     /// On the vector given, at the least busy of the destinations.
     LowestPriority(u8),
+    /// As a system-management interrupt.
+    Smi,
     /// As a non-maskable interrupt.
     Nmi,
     /// INIT.
@@ -105,6 +107,7 @@ pub const fn command(delivery: Delivery, destination: Destination) -> u32 {
     let what = match delivery {
         Delivery::Fixed(vector) => vector as u32,
         Delivery::LowestPriority(vector) => 1 << 8 | vector as u32,
+        Delivery::Smi => 2 << 8,
         Delivery::Nmi => 4 << 8,
         Delivery::Init => 5 << 8,
         Delivery::StartUp(page) => 6 << 8 | page as u32,

@@ -8,7 +8,7 @@ use vmm::cpuid::{CpuModel, feature};
 
 use super::config::Config;
 use super::words::split;
-use crate::case::{Boot, Cpu, Machine, Pit, Size, Vcpus};
+use crate::case::{Boot, Cpu, Machine, Pit, Size, Smm, Vcpus};
 
 /// QEMU's memory if nothing is said. MiB.
 const MEMORY: u64 = 128;
@@ -134,7 +134,9 @@ impl Translator {
             "-machine" | "-M" => value.split(',').enumerate().for_each(|(i, word)| match word {
                 "pc" | "type=pc" if i == 0 => {}
                 "accel=kvm" | "pit=on" | "hpet=on" | "hpet=off" | "vmport=off" | "vmport=auto" => {}
-                "smm=off" | "usb=off" | "kernel-irqchip=on" | "kernel_irqchip=on" => {}
+                "smm=off" => self.machine.smm = Some(Smm::Off),
+                "smm=on" => self.machine.smm = Some(Smm::On),
+                "usb=off" | "kernel-irqchip=on" | "kernel_irqchip=on" => {}
                 "pit=off" => self.machine.pit = Some(Pit::None),
                 "vmport=on" => self.lacks("VMware's port (`-machine vmport=on`)"),
                 word => self.lacks(format!("`-machine {word}`")),
@@ -267,6 +269,12 @@ mod tests {
                 format!(
                     "--memory 128M --cpu qemu64,enforce=off --pit none --cpu-pm on {rest} --cmdline 1 77"
                 ),
+            ),
+            (
+                "",
+                "-machine smm=on",
+                "",
+                format!("--memory 128M --cpu qemu64,enforce=off --smm on {rest}"),
             ),
             (
                 "",

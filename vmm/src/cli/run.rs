@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use vmm::boot::Protocol;
 use vmm::cpuid::{CpuModel, Topology};
 use vmm::exit::Stop;
-use vmm::hv::kvm::{DEV_KVM, Irqchip, KvmConfig};
+use vmm::hv::kvm::{DEV_KVM, Irqchip, KvmConfig, Smm};
 use vmm::launch::{self, Options, Serial};
 use vmm::payload;
 use vmm::ram::Backing;
@@ -38,6 +38,13 @@ enum PitArg {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum OnOff {
+    On,
+    Off,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum SmmArg {
+    Auto,
     On,
     Off,
 }
@@ -139,6 +146,10 @@ pub struct Run {
     /// Whether vCPUs keep their processors when they halt, pause or wait.
     #[arg(long, value_name = "WHETHER", default_value = "off")]
     cpu_pm: OnOff,
+
+    /// Whether the guest has memory in system-management mode; auto: where the host has that mode.
+    #[arg(long, value_name = "WHETHER", default_value = "auto")]
+    smm: SmmArg,
 
     /// Whether the guest finds ACPI tables, and can sleep in S3.
     #[arg(long, value_name = "WHETHER", default_value = "off")]
@@ -306,6 +317,11 @@ impl Run {
                 hypercall_exits: self.hypercall_exits,
                 sync_regs: self.exit_rips,
                 cpu_pm: self.cpu_pm == OnOff::On,
+                smm: match self.smm {
+                    SmmArg::Auto => Smm::Auto,
+                    SmmArg::On => Smm::On,
+                    SmmArg::Off => Smm::Off,
+                },
                 cpus: topology.cpus(),
                 last_apic_id: topology.apic_id(topology.cpus() - 1),
                 dirty_ring: self.dirty_ring,

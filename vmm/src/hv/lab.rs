@@ -33,7 +33,7 @@ pub enum AttrCall {
 /// A memslot over lab memory, as it is to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slot {
-    /// Its number.
+    /// Its number; bits 31:16 are its address space, of which 1 is that of system-management mode.
     pub slot: u32,
     /// `KVM_MEM_*`.
     pub flags: u32,
@@ -177,7 +177,8 @@ pub trait Lab: Send + Sync {
     /// host's own.
     fn slot(&self, slot: Slot) -> Result<(), Errno>;
 
-    /// The board's slot that holds a guest-physical address: its number and its first address.
+    /// The board's slot that holds a guest-physical address: its number in address space 0 and its
+    /// first address.
     ///
     /// # Errors
     /// `ENOENT` if there is none.

@@ -361,6 +361,7 @@ bits! { cap, "Numbers of capabilities (`KVM_CAP_*`).":
     X86_DISABLE_EXITS = 143, "Which exits can be switched off.";
     DISABLE_QUIRKS2 = 213, "Quirks that can be switched off.";
     SMM = 117, "System-management mode.";
+    MULTI_ADDRESS_SPACE = 118, "Address spaces that memslots can be in.";
     READONLY_MEM = 81, "Memslots that only read.";
     SET_GUEST_DEBUG2 = 195, "What `KVM_SET_GUEST_DEBUG` takes.";
     HALT_POLL = 182, "How long a halt polls.";

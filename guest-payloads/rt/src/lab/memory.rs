@@ -8,6 +8,9 @@ use payload_abi::lab::{advice, backing};
 /// GiB of memory: the place for lab slots.
 pub const AREA: u64 = 0x8000_0000;
 
+/// What the number of a slot in the address space of system-management mode has set.
+const SMM: u32 = 1 << 16;
+
 /// Numbers of lab slots begin here: the board's are below.
 static NEXT: AtomicU32 = AtomicU32::new(16);
 
@@ -124,10 +127,19 @@ impl Memory {
         Ok(ask(op::USERFAULT_COUNT, &[self.id])?.1)
     }
 
-    /// Makes a memslot of a number of its own: `size` bytes from `offset` on appear at `gpa`.
-    /// `flags` are of [`super::kvm::slot`].
+    /// Makes a memslot of a number of its own: `size` bytes from `offset` on appear at `gpa`, outside
+    /// of system-management mode. `flags` are of [`super::kvm::slot`].
     pub fn slot(self, gpa: u64, offset: u64, size: u64, flags: u32) -> Result<Slot> {
-        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        self.slot_in(0, gpa, offset, size, flags)
+    }
+
+    /// As [`Memory::slot`], in system-management mode and only there.
+    pub fn smm_slot(self, gpa: u64, offset: u64, size: u64, flags: u32) -> Result<Slot> {
+        self.slot_in(SMM, gpa, offset, size, flags)
+    }
+
+    fn slot_in(self, space: u32, gpa: u64, offset: u64, size: u64, flags: u32) -> Result<Slot> {
+        let id = space | NEXT.fetch_add(1, Ordering::Relaxed);
         let slot = Slot { id, gpa, size, flags, memory: self, offset };
         slot.set()?;
         Ok(slot)
@@ -214,6 +226,11 @@ impl RamSlot {
     pub fn of(gpa: u64) -> Result<RamSlot> {
         let (id, gpa) = ask(op::RAM_SLOT, &[gpa])?;
         Ok(RamSlot { id: id as u32, gpa })
+    }
+
+    /// The same RAM as system-management mode sees it.
+    pub fn in_smm(self) -> RamSlot {
+        RamSlot { id: self.id | SMM, ..self }
     }
 
     /// Changes its flags: of [`super::kvm::slot`].

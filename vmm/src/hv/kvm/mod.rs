@@ -44,6 +44,21 @@ pub enum Irqchip {
     None,
 }
 
+/// Whether RAM is also in address space 1, which a vCPU in system-management mode sees.
+///
+/// A host with `KVM_CAP_X86_SMM` lets every guest into that mode, if only by an SMI that it sends
+/// itself. Without memory there, `KVM_RUN` then fails with EIO.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Smm {
+    /// Where the host has the mode.
+    #[default]
+    Auto,
+    /// Yes; a host without the mode is an error.
+    On,
+    /// No.
+    Off,
+}
+
 /// How a VM is made.
 #[derive(Clone, Debug, Default)]
 pub struct KvmConfig {
@@ -61,6 +76,8 @@ pub struct KvmConfig {
     /// vCPUs keep their processors when they halt, pause or wait
     /// (`KVM_CAP_X86_DISABLE_EXITS`), as far as this host lets them.
     pub cpu_pm: bool,
+    /// Memory of system-management mode.
+    pub smm: Smm,
     /// vCPUs that the VM will have.
     pub cpus: u32,
     /// The largest APIC ID that one of them will have.
@@ -210,7 +227,23 @@ impl Host {
             let what = "KVM_CAP_X86_DISABLE_EXITS".to_owned();
             return Err(HvError::Lacks { what, hint: "run without --cpu-pm on" });
         }
+        if config.smm == Smm::On && self.address_spaces(Smm::On) < 2 {
+            return Err(HvError::Lacks {
+                what: "system-management mode (KVM_CAP_X86_SMM, KVM_CAP_MULTI_ADDRESS_SPACE)"
+                    .into(),
+                hint: "run without --smm on",
+            });
+        }
         KvmVm::new(self, config, ram)
+    }
+
+    /// In how many address spaces RAM is: 2 with that of system-management mode, else 1.
+    fn address_spaces(&self, smm: Smm) -> u32 {
+        let has_smm = || {
+            self.check_extension(KVM_CAP_X86_SMM) > 0
+                && self.check_extension(KVM_CAP_MULTI_ADDRESS_SPACE) > 1
+        };
+        if smm != Smm::Off && has_smm() { 2 } else { 1 }
     }
 
     /// The bits of `KVM_CAP_X86_DISABLE_EXITS` for vCPUs that keep their processors, if they are to.

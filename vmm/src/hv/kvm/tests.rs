@@ -171,6 +171,26 @@ fn exits_bring_rip_along_if_asked_to() {
 }
 
 #[test]
+fn memory_of_smm_is_there_or_is_refused() {
+    let Some(host) = host() else { return };
+    let of = |smm| {
+        let config = KvmConfig { cpus: 1, smm, ..KvmConfig::default() };
+        let ram = GuestRam::new(2 << 20, Backing::Auto).expect("2 MiB");
+        host.create_vm(&config, Some(ram)).map(|_| ())
+    };
+    of(Smm::Auto).expect("whatever the host has");
+    of(Smm::Off).expect("nothing to ask for");
+    assert_eq!(host.address_spaces(Smm::Off), 1);
+    match (host.address_spaces(Smm::Auto), of(Smm::On)) {
+        (2, on) => on.expect("the host has it"),
+        (_, on) => {
+            let error = on.expect_err("the host has it not").to_string();
+            assert!(error.contains("KVM_CAP_X86_SMM") && error.contains("--smm on"), "{error}");
+        }
+    }
+}
+
+#[test]
 fn too_many_vcpus_are_refused() {
     let Some(host) = host() else { return };
     let config = KvmConfig { cpus: 1_000_000, ..KvmConfig::default() };

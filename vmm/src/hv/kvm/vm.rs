@@ -40,7 +40,7 @@ impl KvmVm {
         // Memory comes before the interrupt controllers: making those starts a grace period of the
         // kernel's that a memslot set afterwards would wait for, several milliseconds.
         if let Some(ram) = &ram {
-            set_memory(&fd, ram)?;
+            set_memory(&fd, ram, host.address_spaces(config.smm))?;
         }
         let enable = |cap: u32, arg: u64, name: &str| {
             let cap = kvm_enable_cap { cap, args: [arg, 0, 0, 0], ..Default::default() };
@@ -84,10 +84,11 @@ impl KvmVm {
     }
 }
 
-/// One memslot for each run of RAM, without the VGA window. The memory must outlive the VM.
-fn set_memory(fd: &VmFd, ram: &GuestRam) -> Result<(), HvError> {
+/// One memslot for each run of RAM in each address space, without the VGA window. The memory must
+/// outlive the VM.
+fn set_memory(fd: &VmFd, ram: &GuestRam, spaces: u32) -> Result<(), HvError> {
     ram.ranges().try_for_each(|range| advise(ram, range))?;
-    for region in ram_slots(ram)? {
+    for region in ram_slots(ram, spaces)? {
         // SAFETY: the memory is mapped, and the VM that is being made keeps it for its life.
         call(set_region(&region), unsafe { fd.set_user_memory_region(region) })?;
     }
@@ -99,9 +100,18 @@ fn set_region(region: &kvm_userspace_memory_region) -> String {
     format!("KVM_SET_USER_MEMORY_REGION of {start:#x}+{len:#x}")
 }
 
-/// The memslots of the board's RAM, numbered from 0.
-pub(super) fn ram_slots(ram: &GuestRam) -> Result<Vec<kvm_userspace_memory_region>, HvError> {
-    let ranges = ram.ranges().flat_map(without_vga).flatten();
+/// Where the address space is in the number of a memslot (Linux, Documentation/virt/kvm/api.rst, 4.35).
+pub(super) const SPACE_SHIFT: u32 = 16;
+
+/// The memslots of the board's RAM: the same in each address space, numbered from 0 there.
+pub(super) fn ram_slots(
+    ram: &GuestRam,
+    spaces: u32,
+) -> Result<Vec<kvm_userspace_memory_region>, HvError> {
+    let ranges = (0..spaces).flat_map(|space| {
+        let ranges = ram.ranges().flat_map(without_vga).flatten();
+        (space << SPACE_SHIFT..).zip(ranges)
+    });
     let region = |(slot, range): (u32, RamRange)| {
         let region = kvm_userspace_memory_region {
             slot,
@@ -114,7 +124,7 @@ pub(super) fn ram_slots(ram: &GuestRam) -> Result<Vec<kvm_userspace_memory_regio
         let userspace_addr = ram.host_address(range).map_err(source)?;
         Ok(kvm_userspace_memory_region { userspace_addr, ..region })
     };
-    (0..).zip(ranges).map(region).collect()
+    ranges.map(region).collect()
 }
 
 /// Tells the host which page size the memory is to have.
@@ -224,5 +234,20 @@ mod tests {
         assert_eq!(cut(run(0, VGA_START)), [run(0, VGA_START)]);
         assert_eq!(cut(run(VGA_END, PAGE)), [run(VGA_END, PAGE)]);
         assert_eq!(cut(run(1 << 32, PAGE)), [run(1 << 32, PAGE)]);
+    }
+
+    #[test]
+    fn system_management_mode_has_the_same_memory_under_numbers_of_its_own() {
+        // More than fits below 4 GiB, so that there are three runs.
+        let ram = GuestRam::new(5 << 30, Backing::Small).expect("address space");
+        let normal = ram_slots(&ram, 1).expect("slots");
+        let both = ram_slots(&ram, 2).expect("slots");
+        assert_eq!(normal.iter().map(|r| r.slot).collect::<Vec<_>>(), [0, 1, 2]);
+        assert!(normal.last().is_some_and(|r| r.guest_phys_addr >= 1 << 32));
+        let (first, second) = both.split_at(3);
+        assert_eq!(first, normal);
+        let smm =
+            normal.iter().map(|r| kvm_userspace_memory_region { slot: r.slot | 0x1_0000, ..*r });
+        assert_eq!(second, smm.collect::<Vec<_>>());
     }
 }

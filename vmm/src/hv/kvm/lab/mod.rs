@@ -19,7 +19,7 @@ pub use userfault::userfaults;
 pub use wrong::WrongLab;
 
 use super::vcpu::KvmVcpu;
-use super::vm::{CurrentVm, KvmVm, ram_slots};
+use super::vm::{CurrentVm, KvmVm, SPACE_SHIFT, ram_slots};
 use super::{Host, KvmConfig};
 use crate::exit::{Entry, Exit};
 use crate::hv::lab::{
@@ -53,10 +53,24 @@ pub struct KvmLab {
 #[derive(Debug, Default)]
 struct State {
     slots: BTreeMap<u32, kvm_userspace_memory_region>,
-    /// How many of them, from 0 on, are the board's.
-    board: u32,
+    board: Board,
     settings: Vec<Setting>,
     filter: Option<(u32, Vec<MsrRange>)>,
+}
+
+/// Which memslots are the board's.
+#[derive(Clone, Copy, Debug, Default)]
+struct Board {
+    /// How many there are in each address space, from 0 on.
+    slots: u32,
+    /// How many address spaces have them.
+    spaces: u32,
+}
+
+impl Board {
+    fn has(self, slot: u32) -> bool {
+        slot >> SPACE_SHIFT < self.spaces && slot & ((1 << SPACE_SHIFT) - 1) < self.slots
+    }
 }
 
 /// An ioctl that set something up.
@@ -100,8 +114,10 @@ impl KvmLab {
         ram: GuestRam,
         current: Arc<CurrentVm>,
     ) -> Result<KvmLab, HvError> {
-        let slots: BTreeMap<_, _> = ram_slots(&ram)?.into_iter().map(|r| (r.slot, r)).collect();
-        let board = slots.len() as u32;
+        let spaces = host.address_spaces(config.smm);
+        let slots = ram_slots(&ram, spaces)?;
+        let board = Board { slots: slots.len() as u32 / spaces, spaces };
+        let slots = slots.into_iter().map(|r| (r.slot, r)).collect();
         let state = Mutex::new(State { slots, board, ..State::default() });
         Ok(KvmLab { host, config, ram, current, state })
     }
@@ -267,7 +283,7 @@ impl Lab for KvmLab {
     fn slot(&self, slot: Slot) -> Result<(), Errno> {
         let vm = self.current.get();
         let mut state = self.state();
-        if slot.slot < state.board {
+        if state.board.has(slot.slot) {
             return Err(Errno(libc::EPERM));
         }
         let part = Part { memory: slot.memory, offset: slot.offset, len: slot.size };
@@ -290,14 +306,14 @@ impl Lab for KvmLab {
         let holds = |r: &&kvm_userspace_memory_region| {
             gpa.checked_sub(r.guest_phys_addr).is_some_and(|at| at < r.memory_size)
         };
-        let region = state.slots.range(..state.board).map(|(_, r)| r).find(holds);
+        let region = state.slots.range(..state.board.slots).map(|(_, r)| r).find(holds);
         region.map(|r| (r.slot, r.guest_phys_addr)).ok_or(Errno(libc::ENOENT))
     }
 
     fn ram_flags(&self, slot: u32, flags: u32) -> Result<(), Errno> {
         let vm = self.current.get();
         let mut state = self.state();
-        if slot >= state.board {
+        if !state.board.has(slot) {
             return Err(Errno(libc::ENOENT));
         }
         let region = *state.slots.get(&slot).ok_or(Errno(libc::ENOENT))?;

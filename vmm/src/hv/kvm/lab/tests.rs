@@ -77,6 +77,16 @@ fn an_argument_has_its_length() {
 }
 
 #[test]
+fn the_board_has_its_slots_in_each_of_its_address_spaces() {
+    let all = [0, 1, 2, 0x1_0000, 0x1_0001, 0x1_0002, 0x2_0000, u32::MAX];
+    let of = |board: Board| all.map(|slot| board.has(slot));
+    let (yes, no) = (true, false);
+    let both = of(Board { slots: 2, spaces: 2 });
+    assert_eq!(both, [yes, yes, no, yes, yes, no, no, no]);
+    assert_eq!(of(Board { slots: 2, spaces: 1 }), [yes, yes, no, no, no, no, no, no]);
+}
+
+#[test]
 fn all_ioctls_of_the_table_have_a_name() {
     for allowed in TABLE {
         let (number, direction) = (allowed.number & 0xff, allowed.number >> 30);

@@ -284,7 +284,7 @@ pub(super) fn transplant(lab: &KvmLab, vcpu: &mut KvmVcpu) -> Step<()> {
 
     let made = |_| (Errno(libc::EIO), step::NEW_VM);
     let vm = lab.host.create_vm(&lab.config, Some(lab.ram.clone())).map_err(made)?;
-    let slots = kept.slots.values().filter(|r| r.slot >= kept.board || r.flags != 0);
+    let slots = kept.slots.values().filter(|r| !kept.board.has(r.slot) || r.flags != 0);
     slots.into_iter().try_for_each(|r| set_region(&vm, r)).map_err(|e| (e, step::NEW_VM))?;
     // Some capabilities must be there before the first vCPU is.
     let mut next = None;
