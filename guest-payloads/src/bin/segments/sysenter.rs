@@ -4,10 +4,13 @@
 use crate::put;
 use payload_rt::legacy::table::{self, DPL3, flat};
 use payload_rt::legacy::{CODE, FREE, Machine, OTHER, OUTER_STACK, STACK};
-use payload_rt::reg::{self, wrmsr};
+use payload_rt::reg::wrmsr;
 use payload_rt::trap::{GP, UD};
-use payload_rt::user::{End, User};
-use payload_rt::{asm_code, check, check_eq, check_ok, code16, code32, cpuid, test};
+use payload_rt::user::{End, Outcome, User};
+use payload_rt::{
+    asm_code, check, check_eq, check_ok, check_trap, code16, code32, cpu, cpuid, frames, insn, mem,
+    reg, test,
+};
 
 fn is_intel() -> bool {
     &cpuid::signature(0) == b"GenuineIntel"
@@ -138,3 +141,97 @@ test!(
         check_long(User::new(asm_code!("sysenter")).compat());
     }
 );
+
+/// Goes into long mode's SYSENTER with this code at CPL 3, which has its return address in RSI and its stack in
+/// RBP; the handler comes back by this SYSEXIT. Gives what the handler saw, and the outcome.
+fn round_trip(user: User, sysexit: &[u8]) -> ([u64; 3], Outcome) {
+    let handler = asm_code!(
+        "mov [rdi], cs",
+        "mov [rdi + 2], ss",
+        "mov [rdi + 8], rsp",
+        "pushfq",
+        "pop [rdi + 16]",
+        "mov rdx, rsi",
+        "mov rcx, rbp"
+    );
+    let (mut page, data) = (frames::alloc(), frames::alloc().address());
+    page.bytes()[..handler.len()].copy_from_slice(handler);
+    page.bytes()[handler.len()..handler.len() + sysexit.len()].copy_from_slice(sysexit);
+    check_ok!(wrmsr(reg::SYSENTER_CS, cpu::KERNEL_CS.into()));
+    check_ok!(wrmsr(reg::SYSENTER_ESP, inner_stack()));
+    check_ok!(wrmsr(reg::SYSENTER_EIP, page.address()));
+    let mut user = user;
+    user.regs.rdi = data;
+    let outcome = user.run();
+    check_eq!(outcome.end, End::Done, "SYSENTER and SYSEXIT");
+    (core::array::from_fn(|i| check_ok!(mem::read(data + 8 * i as u64))), outcome)
+}
+
+/// A stack for CPL 0, far below what the runtime uses of its own.
+fn inner_stack() -> u64 {
+    cpu::stack_range().start + 0x800
+}
+
+/// What a handler of SYSENTER must see: CS and SS, RSP, and RFLAGS without IF.
+fn check_inner(seen: [u64; 3]) {
+    let selectors = u64::from(cpu::KERNEL_CS) | u64::from(cpu::KERNEL_DS) << 16;
+    check_eq!(seen[0] & 0xffff_ffff, selectors, "CS and SS behind SYSENTER");
+    check_eq!(seen[1], inner_stack(), "RSP behind SYSENTER");
+    check_eq!(seen[2] & (reg::FLAG_IF | reg::FLAG_RF), 0, "IF and RF behind SYSENTER");
+}
+
+test!(sysenter_64, "SYSENTER from 64-bit code, and SYSEXIT with REX.W back there.", || {
+    let (seen, outcome) = round_trip(
+        User::new(asm_code!(
+            "lea rsi, [rip + 2f]",
+            "mov rbp, rsp",
+            "sysenter",
+            "2:",
+            "mov ebx, cs",
+            "mov edx, ss",
+            "ret"
+        )),
+        &[0x48, 0x0f, 0x35],
+    );
+    check_inner(seen);
+    check_eq!(outcome.regs.rbx, u64::from(cpu::USER_CS), "CS: SYSENTER_CS + 32");
+    check_eq!(outcome.regs.rdx, u64::from(cpu::KERNEL_CS) + 40 | 3, "SS: SYSENTER_CS + 40");
+});
+
+test!(
+    sysenter_from_compat,
+    "SYSENTER from compatibility mode goes to 64-bit code, and SYSEXIT back.",
+    || {
+        let (seen, outcome) = round_trip(
+            User::new(asm_code!(
+                ".code32",
+                "call 2f",
+                "2:",
+                "pop esi",
+                "add esi, 8",
+                "mov ebp, esp",
+                "sysenter",
+                "nop",
+                "mov ebx, cs",
+                "mov edx, ss",
+                "pop eax",
+                "pop ecx",
+                "jmp eax"
+            ))
+            .compat(),
+            &[0x0f, 0x35],
+        );
+        check_inner(seen);
+        check_eq!(outcome.regs.rbx, u64::from(cpu::USER_CS32), "CS: SYSENTER_CS + 16");
+        check_eq!(outcome.regs.rdx, u64::from(cpu::USER_DS), "SS: SYSENTER_CS + 24");
+    }
+);
+
+// SDM volume 2, SYSEXIT: "#GP(0) if RCX or RDX contains a non-canonical address".
+test!(sysexit_canonical, "SYSEXIT to a RIP or RSP that is not canonical is #GP(0).", || {
+    check_ok!(wrmsr(reg::SYSENTER_CS, cpu::KERNEL_CS.into()));
+    for (what, rdx, rcx) in [("RIP", 1_u64 << 63, 0), ("RSP", 0, 1_u64 << 63)] {
+        let result = insn!(".byte 0x48, 0x0f, 0x35"; in("rcx") rcx, in("rdx") rdx);
+        check_trap!(result, GP, 0, "sysexit with {what} not canonical");
+    }
+});
