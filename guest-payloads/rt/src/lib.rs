@@ -77,6 +77,7 @@ pub mod idt;
 pub mod ioapic;
 pub mod irq;
 pub mod lab;
+pub mod legacy;
 pub mod line;
 pub mod mem;
 pub mod paging;
