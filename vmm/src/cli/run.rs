@@ -8,6 +8,7 @@ use vmm::boot::Protocol;
 use vmm::cpuid::CpuModel;
 use vmm::exit::Stop;
 use vmm::hv::kvm::{DEV_KVM, Irqchip, KvmConfig};
+use vmm::hyperv::Enlightenments;
 use vmm::launch::{self, Options, Serial};
 use vmm::payload;
 use vmm::ram::Backing;
@@ -138,6 +139,13 @@ pub struct Run {
     #[arg(long, value_name = "WHETHER", default_value = "off")]
     acpi: OnOff,
 
+    /// What of Hyper-V's interfaces the guest is offered: relaxed, vapic, spinlocks[=N], vpindex,
+    /// runtime, crash, time, synic, stimer, stimer-direct, tlbflush, tlbflush-ext, ipi, reset,
+    /// frequencies, reenlightenment, xmm-input; all for what the host has; enforce-cpuid to have
+    /// KVM refuse the rest.
+    #[arg(long, value_name = "LIST", default_value = "", hide_default_value = true)]
+    hyperv: Enlightenments,
+
     /// Where the first serial port leads: stdio, null or file:PATH.
     #[arg(long, value_name = "WHERE", default_value = "stdio")]
     serial: Serial,
@@ -256,6 +264,12 @@ impl Run {
                 self.cpus
             ));
         }
+        if !kernel_irqchip && !self.hyperv.is_empty() {
+            return Err("--hyperv needs --irqchip kernel: its interrupts and the guest's word that it \
+                        is done with them go through the kernel's controllers; leave one of the two \
+                        out"
+                .to_owned());
+        }
         let (mut cmdline, mut image) = (self.cmdline, None);
         let kernel = match (self.kernel, self.payload) {
             (Some(kernel), _) => kernel,
@@ -299,6 +313,7 @@ impl Run {
                 cpu_pm: self.cpu_pm == OnOff::On,
                 cpus: self.cpus,
                 dirty_ring: self.dirty_ring,
+                hyperv: self.hyperv,
             },
             serial: self.serial,
             timeout: self.timeout,
