@@ -60,7 +60,7 @@ fn the_inputs_reach_what_there_is() {
     let player = Player::new(&board.spec, board.build).expect("a PC");
     let mappings: Vec<_> = player.machine().bus().mappings().copied().collect();
     let mut met = vec![[0; 2]; mappings.len()];
-    let mut seen = [0; 5];
+    let mut seen = [0; 6];
     for n in 0..300 {
         let generated = generators::script(&input(n), &board);
         let trace = generated.played.expect("no panic");
@@ -80,6 +80,7 @@ fn the_inputs_reach_what_there_is() {
                     Effect::Output { .. } => seen[2] += 1,
                     Effect::Deadline(_) => seen[3] += 1,
                     Effect::Remap(_) => seen[4] += 1,
+                    Effect::Sint { .. } => seen[5] += 1,
                 }
             }
         }
@@ -88,5 +89,8 @@ fn the_inputs_reach_what_there_is() {
         let (name, base) = (mapping.region.name, mapping.base);
         assert!(met.iter().all(|&n| n >= 20), "{name} at {base:#x}: {met:?} reads and writes");
     }
-    assert!(seen.iter().all(|&n| n >= 20), "stops, lines, output, deadlines, remaps: {seen:?}");
+    assert!(
+        seen.iter().all(|&n| n >= 20),
+        "stops, lines, output, deadlines, remaps, sints: {seen:?}"
+    );
 }

@@ -14,7 +14,9 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::need::Need;
 use crate::status::VmmEnd;
+use vmm::hyperv::Enlightenments;
 use vmm::units;
 
 pub use known::{Because, Deviates, Deviation, KnownBug, Modules};
@@ -85,6 +87,9 @@ pub struct Machine {
     pub irqchip: Option<Irqchip>,
     /// Where the PIT lives.
     pub pit: Option<Pit>,
+    /// What of Hyper-V's interfaces the guest is offered, such as `vpindex,time,synic`, or `all`. A case
+    /// needs what it names, unsaid.
+    pub hyperv: Option<Hyperv>,
     /// Whether vCPUs keep their processors when they halt, pause or wait.
     #[serde(default)]
     pub cpu_pm: bool,
@@ -111,6 +116,15 @@ pub struct Machine {
 }
 
 impl Machine {
+    /// What the host must have for it, beyond what is the VMM's own.
+    pub fn needs(&self) -> Vec<Need> {
+        let Some(Hyperv(list)) = &self.hyperv else { return Vec::new() };
+        let any = list.wants_all().then_some("any");
+        let names = list.named().chain(any).map(|name| Need::Hyperv(name.into()));
+        let enforce = list.is_enforced().then(|| Need::KvmCap("HYPERV_ENFORCE_CPUID".into()));
+        names.chain(enforce).collect()
+    }
+
     /// The machine as options of `vmm run`, for a case in the directory `dir`.
     pub fn arguments(&self, dir: &Path) -> Vec<String> {
         let mut args = Vec::new();
@@ -125,6 +139,7 @@ impl Machine {
         add("cpu", self.cpu.as_ref().map(|c| c.0.clone()));
         add("irqchip", self.irqchip.map(|v| v.word().into()));
         add("pit", self.pit.map(|v| v.word().into()));
+        add("hyperv", self.hyperv.as_ref().map(|h| h.0.to_string()));
         add("cpu-pm", self.cpu_pm.then(|| "on".into()));
         add("smm", self.smm.map(|v| v.word().into()));
         add("acpi", self.acpi.then(|| "on".into()));
@@ -272,6 +287,10 @@ checked! {
         Err(e) => Err(format!("cpu `{text}`: {e}")),
     };
 
+    /// What of Hyper-V's interfaces a guest is offered, as `vmm run --hyperv` reads it. Names are checked
+    /// here, what the host offers is not.
+    Hyperv(Enlightenments) = |text| text.parse().map_err(|e| format!("hyperv `{text}`: {e}"));
+
     /// A word of lower-case letters, digits and hyphens.
     Tag(String) = |text| {
         if !is_word(&text) {
@@ -399,16 +418,27 @@ mod tests {
             "{SMALL}needs = [\"cpuid:x2apic\"]\ntimeout = \"5s\"\nexpect = \"triple-fault\"\n\
              tags = [\"smoke\"]\n[machine]\nvcpus = 2\nmemory = \"64M\"\ncpu = \"host,-pcid\"\n\
              irqchip = \"split\"\npit = \"none\"\nboot = \"pvh\"\nhugepages = \"2M\"\n\
-             lab = true\ndirty-ring = 1024\ncmdline = \"x=1 y\"\nmodules = [\"m\"]\n"
+             hyperv = \"vpindex,time\"\nlab = true\ndirty-ring = 1024\ncmdline = \"x=1 y\"\nmodules = [\"m\"]\n"
         ))
         .expect("a case");
         assert_eq!(spec.expect, Expect::Vmm(VmmEnd::TripleFault));
         assert_eq!(spec.timeout.0, Duration::from_secs(5));
         assert_eq!(
             spec.machine.arguments(Path::new("d")).join("|"),
-            "--cpus|2|--memory|64M|--cpu|host,-pcid|--irqchip|split|--pit|none|--boot|pvh|\
-             --hugepages|2M|--dirty-ring|1024|--cmdline|x=1 y|--module|d/m|--lab"
+            "--cpus|2|--memory|64M|--cpu|host,-pcid|--irqchip|split|--pit|none|\
+             --hyperv|vpindex,time|--boot|pvh|--hugepages|2M|--dirty-ring|1024|--cmdline|x=1 y|--module|d/m|--lab"
         );
+    }
+
+    #[test]
+    fn what_a_machine_offers_its_guest_the_host_must_have() {
+        let needs = |list: &str| {
+            let text = format!("{SMALL}needs = [\"kvm\"]\n[machine]\nhyperv = \"{list}\"\n");
+            let needs = spec(&text).expect(list).needs;
+            needs.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(needs("time,vpindex"), "kvm hyperv:vpindex hyperv:time");
+        assert_eq!(needs("all,enforce-cpuid"), "kvm hyperv:any kvm-cap:HYPERV_ENFORCE_CPUID");
     }
 
     #[test]
@@ -445,6 +475,8 @@ mod tests {
             ("[machine]\ncpu = \"host,phys-bits=99\"", "phys-bits"),
             ("[machine]\nirqchip = \"user\"", "`split`"),
             ("[machine]\npit = \"split\"", "`kernel`"),
+            ("[machine]\nhyperv = \"sinic\"", "is `synic` meant?"),
+            ("[machine]\nhyperv = \"synic\"", "`synic` needs `vpindex`"),
             ("[machine]\nboot = \"bios\"", "`pvh`"),
             ("[machine]\nhugepages = \"4M\"", "`thp`"),
         ] {

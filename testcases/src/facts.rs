@@ -78,6 +78,8 @@ pub trait HostFacts: Sync {
     fn cpuid(&self, feature: &str) -> Met;
     /// Whether KVM has this capability, named without `KVM_CAP_`.
     fn kvm_cap(&self, cap: &str) -> Met;
+    /// Whether KVM offers this one of Hyper-V's enlightenments; `any` for any at all.
+    fn hyperv(&self, name: &str) -> Met;
     /// A kernel module's parameter as `/sys` shows it, trimmed.
     fn module_param(&self, module: &str, param: &str) -> Option<String>;
     /// Which KVM this is.
@@ -254,6 +256,7 @@ pub(crate) mod fake {
         pub no_kvm: Option<String>,
         pub cpuid: Vec<(&'static str, bool)>,
         pub caps: Vec<(&'static str, bool)>,
+        pub hyperv: Vec<(&'static str, bool)>,
         pub params: Vec<(&'static str, &'static str, &'static str)>,
         pub flavour: KvmFlavour,
         pub cpus: usize,
@@ -267,6 +270,7 @@ pub(crate) mod fake {
                 no_kvm: None,
                 cpuid: vec![],
                 caps: vec![],
+                hyperv: vec![],
                 params: vec![],
                 flavour: KvmFlavour::Intel,
                 cpus: 4,
@@ -293,6 +297,9 @@ pub(crate) mod fake {
         }
         fn kvm_cap(&self, cap: &str) -> Met {
             look(&self.caps, cap)
+        }
+        fn hyperv(&self, name: &str) -> Met {
+            look(&self.hyperv, name)
         }
         fn module_param(&self, module: &str, param: &str) -> Option<String> {
             let found = self.params.iter().find(|(m, p, _)| *m == module && *p == param);

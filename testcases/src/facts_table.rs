@@ -8,10 +8,14 @@ use serde::{Deserialize, Serialize};
 use vmm::cpuid::{self, Cpuid};
 use vmm::hv::HvError;
 use vmm::hv::kvm::{DEV_KVM, Host};
+use vmm::hyperv;
 
 use crate::facts::{Files, HostFacts, KvmFlavour, Processor};
 use crate::need::Met;
 use crate::{caps, nearest};
+
+/// The name in a need that stands for any enlightenment.
+const ANY: &str = "any";
 
 /// The sizes of huge pages that a need can ask for, in bytes.
 const HUGE_PAGES: [u64; 2] = [2 << 20, 1 << 30];
@@ -50,6 +54,9 @@ pub struct KvmTable {
     pub cpuid: Cpuid,
     /// What `KVM_CHECK_EXTENSION` answers, for each of [`caps::CAPS`] by its name; 0 if KVM lacks it.
     pub caps: BTreeMap<String, u32>,
+    /// The leaves of Hyper-V's that it offers guests (`KVM_GET_SUPPORTED_HV_CPUID`); none if it does not
+    /// know Hyper-V.
+    pub hyperv: Cpuid,
     /// The most vCPUs that a VM can have.
     pub max_cpus: u32,
 }
@@ -95,6 +102,10 @@ impl KvmTable {
         Ok(KvmTable {
             cpuid: host.supported_cpuid()?,
             caps: caps::CAPS.iter().map(ask).collect(),
+            hyperv: match host.hyperv_cpuid() {
+                Err(HvError::Lacks { .. }) => Cpuid::default(),
+                leaves => leaves?,
+            },
             max_cpus: host.max_cpus(),
         })
     }
@@ -149,6 +160,26 @@ impl HostFacts for FactsTable {
             Ok(kvm) if kvm.cap(cap) > 0 => Met::Yes,
             Ok(_) => Met::No(format!("this KVM lacks KVM_CAP_{cap}")),
             Err(why) => Met::No(why),
+        }
+    }
+
+    fn hyperv(&self, name: &str) -> Met {
+        if name != ANY && hyperv::is_offered(name, &Cpuid::default()).is_none() {
+            let hint = nearest::hint(name, hyperv::names());
+            return Met::Unknown(format!(
+                "no enlightenment of Hyper-V's is called `{name}`{hint}; `{ANY}` is any at all"
+            ));
+        }
+        let kvm = match self.usable() {
+            Ok(kvm) => kvm,
+            Err(why) => return Met::No(why),
+        };
+        if kvm.hyperv.0.is_empty() {
+            return Met::No("this KVM has none of Hyper-V's interfaces".into());
+        }
+        match name == ANY || hyperv::is_offered(name, &kvm.hyperv) == Some(true) {
+            true => Met::Yes,
+            false => Met::No(format!("this KVM does not offer Hyper-V's `{name}`")),
         }
     }
 
@@ -207,6 +238,9 @@ mod tests {
         let nowhere = FactsTable::of(&Files::below("/no/such/root"), Path::new("/no/such/kvm"));
         let facts = FactsTable { kvm: Ok(kvm), ..nowhere };
         assert_eq!((facts.kvm(), facts.cpuid("x2apic")), (Ok(()), Met::Yes));
+        let none = |name| matches!(facts.hyperv(name), Met::No(why) if why.contains("has none"));
+        assert!(none("any") && none("synic"));
+        assert!(matches!(facts.hyperv("sinic"), Met::Unknown(why) if why.contains("`synic`")));
         assert!(matches!(facts.cpuid("pcid"), Met::No(why) if why.contains("pcid (leaf 0x1")));
         assert_eq!(facts.kvm_cap("IRQCHIP"), Met::Yes);
         for lacks in ["NR_MEMSLOTS", "X86_SMM"] {

@@ -5,6 +5,7 @@
 //! | `kvm` | `/dev/kvm` opens and speaks API version 12; every case with a guest needs it unsaid |
 //! | `cpuid:NAME` | KVM can show the guest that CPUID feature (`KVM_GET_SUPPORTED_CPUID`) |
 //! | `kvm-cap:NAME` | `KVM_CHECK_EXTENSION` answers more than 0 for `KVM_CAP_NAME` |
+//! | `hyperv:NAME` | KVM offers that one of Hyper-V's enlightenments (`KVM_GET_SUPPORTED_HV_CPUID`), or `any` |
 //! | `module:MODULE.PARAM=VALUE` | `/sys/module/MODULE/parameters/PARAM` reads VALUE; see [`reads_as`] |
 //! | `host:hardware-cpl0` | guest code at CPL 0 runs on the processor, not in KVM's emulator |
 //! | `host:cpl3-entry` | guest CPL 3 code enters CPL 0 by `int n` and `syscall` as on a processor |
@@ -38,6 +39,8 @@ pub enum Need {
     Cpuid(String),
     /// A KVM capability, by its name without `KVM_CAP_`.
     KvmCap(String),
+    /// One of Hyper-V's enlightenments, by its name in `vmm::hyperv`; `any` for any at all.
+    Hyperv(String),
     /// A parameter of a kernel module.
     Module {
         /// The module, as under `/sys/module`.
@@ -108,7 +111,7 @@ impl TryFrom<String> for Need {
         }
         let Some((kind, rest)) = text.split_once(':') else {
             return Err(format!(
-                "unknown need `{text}`: write kvm, cpuid:NAME, kvm-cap:NAME, \
+                "unknown need `{text}`: write kvm, cpuid:NAME, kvm-cap:NAME, hyperv:NAME, \
                  module:MODULE.PARAM=VALUE or host:FACT"
             ));
         };
@@ -118,6 +121,7 @@ impl TryFrom<String> for Need {
         match kind {
             "cpuid" => Ok(Need::Cpuid(rest.into())),
             "kvm-cap" => Ok(Need::KvmCap(rest.into())),
+            "hyperv" => Ok(Need::Hyperv(rest.into())),
             "module" => module(rest)
                 .ok_or_else(|| format!("need `{text}`: write module:MODULE.PARAM=VALUE")),
             "host" => host(rest).map(Need::Host).ok_or_else(|| {
@@ -125,8 +129,8 @@ impl TryFrom<String> for Need {
                 format!("unknown need `{text}`: host: knows {}{hint}", HOST_NEEDS.join(", "))
             }),
             _ => Err(format!(
-                "unknown kind of need `{kind}:` in `{text}`: known are cpuid:, kvm-cap:, module:, \
-                 host:"
+                "unknown kind of need `{kind}:` in `{text}`: known are cpuid:, kvm-cap:, hyperv:, \
+                 module:, host:"
             )),
         }
     }
@@ -169,6 +173,7 @@ impl fmt::Display for Need {
             Need::Kvm => f.write_str("kvm"),
             Need::Cpuid(name) => write!(f, "cpuid:{name}"),
             Need::KvmCap(name) => write!(f, "kvm-cap:{name}"),
+            Need::Hyperv(name) => write!(f, "hyperv:{name}"),
             Need::Module { module, param, value } => write!(f, "module:{module}.{param}={value}"),
             Need::Host(host) => match host {
                 HostNeed::HardwareCpl0 => f.write_str("host:hardware-cpl0"),
@@ -213,6 +218,7 @@ impl Need {
             },
             Need::Cpuid(name) => facts.cpuid(name),
             Need::KvmCap(name) => facts.kvm_cap(name),
+            Need::Hyperv(name) => facts.hyperv(name),
             Need::Module { module, param, value } => match facts.module_param(module, param) {
                 Some(found) if reads_as(value, &found) => Met::Yes,
                 Some(found) => Met::No(format!("{module}.{param} is {found}, not {value}")),
@@ -276,6 +282,7 @@ mod tests {
             "kvm",
             "cpuid:x2apic",
             "kvm-cap:X86_SMM",
+            "hyperv:synic",
             "module:kvm_intel.nested=Y",
             "host:hardware-cpl0",
             "host:cpl3-entry",
@@ -318,6 +325,7 @@ mod tests {
         let facts = FakeFacts {
             cpuid: vec![("x2apic", true), ("pcid", false)],
             caps: vec![("SPLIT_IRQCHIP", true), ("X86_SMM", false)],
+            hyperv: vec![("time", true), ("synic", false)],
             params: vec![("kvm", "enable_pmu", "Y"), ("kvm", "halt_poll_ns", "200000")],
             flavour: KvmFlavour::Pvm,
             cpus: 2,
@@ -328,6 +336,7 @@ mod tests {
             "kvm",
             "cpuid:x2apic",
             "kvm-cap:SPLIT_IRQCHIP",
+            "hyperv:time",
             "module:kvm.enable_pmu=Y",
             "module:kvm.enable_pmu=1",
             "module:kvm.enable_pmu=on",
@@ -340,6 +349,7 @@ mod tests {
         for (no, says) in [
             ("cpuid:pcid", "pcid"),
             ("kvm-cap:X86_SMM", "X86_SMM"),
+            ("hyperv:synic", "synic"),
             ("module:kvm.enable_pmu=N", "kvm.enable_pmu is Y, not N"),
             ("module:kvm.enable_pmu=0", "kvm.enable_pmu is Y, not 0"),
             ("module:kvm.enable_pmu=2", "kvm.enable_pmu is Y, not 2"),
@@ -360,7 +370,7 @@ mod tests {
                 other => panic!("{no}: {other:?}"),
             }
         }
-        for unknown in ["cpuid:x3apic", "kvm-cap:NO_SUCH"] {
+        for unknown in ["cpuid:x3apic", "kvm-cap:NO_SUCH", "hyperv:sinic"] {
             assert!(matches!(need(unknown).check(&facts), Met::Unknown(_)), "{unknown}");
         }
     }

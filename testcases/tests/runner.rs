@@ -36,6 +36,9 @@ impl HostFacts for Host {
     fn kvm_cap(&self, _: &str) -> Met {
         Met::Yes
     }
+    fn hyperv(&self, name: &str) -> Met {
+        Met::No(format!("no {name}"))
+    }
     fn module_param(&self, _: &str, _: &str) -> Option<String> {
         None
     }

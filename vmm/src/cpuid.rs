@@ -104,7 +104,7 @@ impl Leaf {
         }
     }
 
-    fn reg_mut(&mut self, reg: Reg) -> &mut u32 {
+    pub(crate) fn reg_mut(&mut self, reg: Reg) -> &mut u32 {
         match reg {
             Reg::Eax => &mut self.eax,
             Reg::Ebx => &mut self.ebx,

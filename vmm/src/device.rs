@@ -37,6 +37,44 @@ pub struct At {
     pub offset: u64,
 }
 
+/// What a device asks of Hyper-V's synthetic interrupt controllers: `sint` is one of the 16 sources
+/// of virtual processor `vp`, a connection is what guests send to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SynicCall {
+    /// The source's interrupt is requested.
+    Raise {
+        /// The virtual processor.
+        vp: u16,
+        /// The source, 0 to 15.
+        sint: u8,
+    },
+    /// Messages to a connection go to this source's slot.
+    ConnectMessages {
+        /// The connection.
+        connection: u32,
+        /// The virtual processor.
+        vp: u16,
+        /// The source, 0 to 15.
+        sint: u8,
+    },
+    /// Events of a connection set this source's flag with the connection's number.
+    ConnectEvents {
+        /// The connection, below 2048.
+        connection: u32,
+        /// The virtual processor.
+        vp: u16,
+        /// The source, 0 to 15.
+        sint: u8,
+    },
+    /// A connection for messages, or one for events, is no more.
+    Disconnect {
+        /// The connection.
+        connection: u32,
+        /// Whether it is one for events.
+        events: bool,
+    },
+}
+
 /// What a device asks of the board. At most [`Actions::MAX`] an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -52,6 +90,8 @@ pub enum Action {
     Sleep(u8),
     /// The mapping of the page at this guest-physical address is dropped and made again.
     RemapPage(u64),
+    /// The synthetic interrupt controllers are asked for something.
+    Synic(SynicCall),
     /// A power-on self-test code on port 0x80.
     Post(u8),
     /// The A20 gate is opened or closed.

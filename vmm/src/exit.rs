@@ -45,6 +45,32 @@ pub enum Exit {
         /// Its first three arguments.
         args: [u64; 3],
     },
+    /// A Hyper-V hypercall that KVM passes on (TLFS, Hypercall Interface).
+    HypervCall {
+        /// The input value: call code in bits 15:0, fast in bit 16, counts above.
+        input: u64,
+        /// Its two parameters: addresses, or the words themselves if it is fast.
+        params: [u64; 2],
+    },
+    /// The guest wrote a register of its synthetic interrupt controller that its VMM must know of:
+    /// these are all of them (TLFS, Virtual Interrupt Controller).
+    HypervSynic {
+        /// The virtual processor.
+        vp: u16,
+        /// The MSR that was written.
+        msr: u32,
+        /// SCONTROL.
+        control: u64,
+        /// SIEFP: the event flags page.
+        events: u64,
+        /// SIMP: the message page.
+        messages: u64,
+    },
+    /// The guest wrote an MSR of Hyper-V's synthetic debugger, and waits for the status.
+    HypervDebug {
+        /// The MSR.
+        msr: u32,
+    },
     /// RDMSR of an MSR that KVM passes on.
     Rdmsr {
         /// The MSR.
@@ -214,6 +240,17 @@ impl fmt::Display for Exit {
             Exit::Hypercall { nr, args: [a, b, c] } => {
                 write!(f, "hypercall {nr:#x} ({a:#x}, {b:#x}, {c:#x})")
             }
+            Exit::HypervCall { input, params: [a, b] } => {
+                write!(f, "Hyper-V hypercall {input:#x} ({a:#x}, {b:#x})")
+            }
+            Exit::HypervSynic { vp, msr, control, events, messages } => {
+                write!(
+                    f,
+                    "synic of VP {vp}, MSR {msr:#x}: control {control:#x}, events {events:#x}, \
+                     messages {messages:#x}"
+                )
+            }
+            Exit::HypervDebug { msr } => write!(f, "Hyper-V debug MSR {msr:#x}"),
             Exit::Rdmsr { index } => write!(f, "rdmsr {index:#x}"),
             Exit::Wrmsr { index, value } => write!(f, "wrmsr {index:#x} {value:#x}"),
             Exit::IoapicEoi(vector) => write!(f, "eoi of vector {vector:#x}"),

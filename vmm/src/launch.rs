@@ -20,7 +20,7 @@ pub use serial::Serial;
 
 use crate::boot::{self, MemKind, MemRange, Module, Protocol};
 use crate::cpu::CpuState;
-use crate::cpuid::{CpuModel, Topology};
+use crate::cpuid::{CpuModel, Cpuid, Topology};
 use crate::device::Clock;
 use crate::exit::{Entry, Exit, Stop};
 use crate::host::clock::HostClock;
@@ -166,7 +166,8 @@ pub fn run(options: &mut Options) -> Result<Finished, LaunchError> {
         options.timeout = end.map(|end| end.saturating_duration_since(Instant::now()));
         let Prepared { vm, lab, saboteur, vcpus, machine, console, recorder, wake } = prepared;
         let driver = Driver { machine: &machine, recorder: recorder.as_ref() };
-        let running = Running { driver, lab: lab.as_ref(), saboteur: &saboteur, console: &console };
+        let running =
+            Running { driver, lab: lab.as_ref(), vm: &vm, saboteur: &saboteur, console: &console };
         let (supervised, reports) = running.run(options, vcpus, &wake, &signals)?;
         // An end that somebody waits for does not wait for whoever reads the output.
         let finished = match &supervised {
@@ -202,6 +203,7 @@ pub fn run(options: &mut Options) -> Result<Finished, LaunchError> {
 struct Running<'a> {
     driver: Driver<'a>,
     lab: Option<&'a Relay<GuestLab>>,
+    vm: &'a CurrentVm,
     saboteur: &'a Saboteur,
     console: &'a Console,
 }
@@ -216,7 +218,7 @@ impl Running<'_> {
         wake: &Wake,
         signals: &EndSignals,
     ) -> Result<(Result<Ended, LaunchError>, Vec<VcpuReport>), LaunchError> {
-        let Running { driver, lab, saboteur, console } = *self;
+        let Running { driver, lab, vm, saboteur, console } = *self;
         let waker = wake.try_clone().map_err(LaunchError::Events)?;
         let control = Control::new(vcpus.len(), Box::new(move || waker.wake()));
         Ok(std::thread::scope(|scope| {
@@ -253,8 +255,9 @@ impl Running<'_> {
                     }
                 }
             }
+            let waits = supervise::Waits { wake, sints: vm.sints() };
             let supervised =
-                supervise::supervise(options, &driver, &control, console, wake, signals);
+                supervise::supervise(options, &driver, &control, console, waits, signals);
             let reports = threads
                 .into_iter()
                 .filter_map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
@@ -348,14 +351,20 @@ fn assemble(
     start: &CpuState,
 ) -> Result<Prepared, LaunchError> {
     let saboteur = Saboteur::new()?;
-    let vm = host.create_vm(&options.vm, Some(ram.clone()))?;
+    let offered = match options.vm.hyperv.is_empty() {
+        true => Cpuid::default(),
+        false => host.hyperv_cpuid()?,
+    };
+    let vm_config = KvmConfig { hyperv: options.vm.hyperv.on(&offered)?, ..options.vm.clone() };
+    let vm = host.create_vm(&vm_config, Some(ram.clone()))?;
     let supported = host.supported_cpuid()?;
     let cpus = options.vm.cpus;
     let topology = &options.topology;
     let mut vcpus = Vec::with_capacity(cpus as usize);
     for index in 0..cpus {
         let mut vcpu = vm.create_vcpu(topology.apic_id(index))?;
-        let cpuid = options.cpu.apply(&supported, index, topology)?;
+        let mut cpuid = options.cpu.apply(&supported, index, topology)?;
+        vm_config.hyperv.apply(&offered, &mut cpuid);
         vcpu.set_cpuid(&saboteur.cpuid(cpuid))?;
         vcpus.push(vcpu);
     }
@@ -365,11 +374,11 @@ fn assemble(
 
     let wake = Wake::new().map_err(LaunchError::Events)?;
     let console = Console::open(&options.serial, options.again, &wake)?;
-    let vm = Arc::new(CurrentVm::new(vm));
+    let vm = Arc::new(CurrentVm::new(vm)?);
     let lab = match options.lab || saboteur.needs_lab() {
         false => None,
         true => {
-            let lab = KvmLab::new(host, options.vm.clone(), ram.clone(), vm.clone())?;
+            let lab = KvmLab::new(host, vm_config, ram.clone(), vm.clone())?;
             Some(saboteur.lab(lab, &mut vcpus))
         }
     };

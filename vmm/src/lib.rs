@@ -17,6 +17,7 @@ pub mod device;
 pub mod exit;
 pub mod host;
 pub mod hv;
+pub mod hyperv;
 pub mod lab;
 pub mod launch;
 pub mod laws;

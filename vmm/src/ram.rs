@@ -9,12 +9,13 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 
-use vm_memory::bitmap::AtomicBitmap;
+use vm_memory::bitmap::{AtomicBitmap, Bitmap};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
     Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
-    MemoryRegionAddress,
+    MemoryRegionAddress, VolatileMemory,
 };
 
 /// Bytes of a page, the unit of dirty tracking.
@@ -239,6 +240,28 @@ impl GuestRam {
         Ok(())
     }
 
+    /// Sets bit `bit`, 0 to 7, of the byte at `addr` in one step, whatever vCPUs do with the other
+    /// bits meanwhile, and marks its page dirty. Whether it was set before.
+    ///
+    /// # Errors
+    /// When the byte is not RAM.
+    pub fn set_bit(&self, addr: u64, bit: u8) -> Result<bool, OutOfRam> {
+        let mask = 1 << (bit & 7);
+        if self.tap.is_some() {
+            // A recording has one access after the other, and no two of them in one.
+            let mut byte = [0];
+            self.read(addr, &mut byte)?;
+            self.write(addr, &[byte[0] | mask])?;
+            return Ok(byte[0] & mask != 0);
+        }
+        let out = OutOfRam { addr, len: 1 };
+        let slice = self.mem.get_slice(GuestAddress(addr), 1).map_err(|_| out)?;
+        let byte = slice.get_atomic_ref::<AtomicU8>(0).map_err(|_| out)?;
+        let before = byte.fetch_or(mask, Ordering::SeqCst);
+        slice.bitmap().mark_dirty(0, 1);
+        Ok(before & mask != 0)
+    }
+
     /// Reads a little-endian u32.
     ///
     /// # Errors
@@ -323,6 +346,19 @@ mod tests {
         let mut b = [9; 2];
         ram.read(VGA_START - 2, &mut b).expect("RAM");
         assert_eq!(b, [0, 0]);
+    }
+
+    #[test]
+    fn a_bit_is_set_once_and_its_page_is_told() {
+        let ram = ram(MIN_SIZE);
+        assert_eq!([ram.set_bit(0x3005, 6), ram.set_bit(0x3005, 6)], [Ok(false), Ok(true)]);
+        let mut byte = [0];
+        ram.read(0x3005, &mut byte).expect("RAM");
+        assert_eq!(byte, [0x40]);
+        let mut pages = Vec::new();
+        ram.take_dirty(|p| pages.push(p));
+        assert_eq!(pages, [0x3000]);
+        assert!(ram.set_bit(VGA_START, 0).is_err());
     }
 
     #[test]

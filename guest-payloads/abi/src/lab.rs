@@ -235,8 +235,19 @@ pub mod kind {
     pub const UNKNOWN: u32 = 1 << 18;
     /// `KVM_EXIT_SYSTEM_EVENT`. Word: its type.
     pub const SYSTEM_EVENT: u32 = 1 << 19;
+    /// `KVM_EXIT_HYPERV`. Words: its type; then of [`HYPERV_SYNIC`] the MSR, SCONTROL, SIEFP and SIMP,
+    /// of [`HYPERV_CALL`] the input and two parameters, of [`HYPERV_DEBUG`] the MSR. The number that
+    /// ranges are about is the MSR or the call code.
+    pub const HYPERV: u32 = 1 << 20;
     /// All of them.
-    pub const ALL: u32 = (1 << 20) - 1;
+    pub const ALL: u32 = (1 << 21) - 1;
+
+    /// `KVM_EXIT_HYPERV_SYNIC`.
+    pub const HYPERV_SYNIC: u64 = 1;
+    /// `KVM_EXIT_HYPERV_HCALL`.
+    pub const HYPERV_CALL: u64 = 2;
+    /// `KVM_EXIT_HYPERV_SYNDBG`.
+    pub const HYPERV_DEBUG: u64 = 3;
 }
 
 /// Which exits are recorded, and how each is answered. The first rule that fits counts.

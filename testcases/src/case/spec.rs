@@ -161,6 +161,12 @@ impl TryFrom<Written> for Spec {
         {
             return Err("`host-test` has no guest, so neither `machine` nor `expect`".into());
         }
+        let mut needs = needs;
+        for need in machine.needs() {
+            if !needs.contains(&need) {
+                needs.push(need);
+            }
+        }
         Ok(Spec {
             about,
             subject,

@@ -86,7 +86,7 @@ fn covers(case: &Case) -> BTreeSet<Cover> {
             Need::KvmCap(name) => {
                 caps::number(name).map(|_| Cover::new(Kind::Cap, format!("KVM_CAP_{name}")))
             }
-            Need::Kvm | Need::Module { .. } | Need::Host(_) => None,
+            Need::Kvm | Need::Hyperv(_) | Need::Module { .. } | Need::Host(_) => None,
         });
     }
     if !has_guest(case) {

@@ -168,7 +168,7 @@ impl Suite {
         if why_not.is_empty() && !path.is_file() {
             why_not.push(format!("the image {} is not built", config.file));
         }
-        let (mut needs, mut checks) = (Vec::new(), Vec::new());
+        let (mut needs, mut checks) = (translated.machine.needs(), Vec::new());
         for (path, value) in &config.check {
             match module_need(path, value) {
                 Some(need) => needs.push(need),

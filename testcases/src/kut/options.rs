@@ -8,7 +8,7 @@ use vmm::cpuid::{CpuModel, feature};
 
 use super::config::Config;
 use super::words::split;
-use crate::case::{Boot, Cpu, Machine, Pit, Size, Smm, Vcpus};
+use crate::case::{Boot, Cpu, Hyperv, Machine, Pit, Size, Smm, Vcpus};
 
 /// QEMU's memory if nothing is said. MiB.
 const MEMORY: u64 = 128;
@@ -31,16 +31,15 @@ const VALUED: [(&str, &[&str]); 6] = [
 ];
 
 /// Devices that our board has.
-const DEVICES: [&str; 3] =
-    ["pc-testdev", "isa-debug-exit,iobase=0xf4,iosize=0x4", "isa-debug-exit"];
+const DEVICES: [&str; 4] =
+    ["pc-testdev", "hyperv-testdev", "isa-debug-exit,iobase=0xf4,iosize=0x4", "isa-debug-exit"];
 
 /// Devices that it has not, and what is missing with them.
-const MISSING: [(&str, &str); 5] = [
+const MISSING: [(&str, &str); 4] = [
     ("pci-testdev", "PCI"),
     ("edu", "PCI"),
     ("intel-iommu", "an IOMMU"),
     ("amd-iommu", "an IOMMU"),
-    ("hyperv-testdev", "Hyper-V's test device"),
 ];
 
 /// A configuration's machine.
@@ -81,7 +80,7 @@ pub fn translate(config: &Config, now: u64) -> Translated {
     }
     let Translator { mut machine, cpu, mut lacks } = translator;
     match cpu_model(&cpu) {
-        Ok(cpu) => machine.cpu = Some(cpu),
+        Ok((cpu, hyperv)) => (machine.cpu, machine.hyperv) = (Some(cpu), hyperv),
         Err(why) => lacks.push(why),
     }
     lacks.dedup();
@@ -183,11 +182,11 @@ fn memory(value: &str) -> Option<u64> {
     mib.filter(|mib| (1..1 << 30).contains(mib))
 }
 
-/// A processor of QEMU's as an option of our VMM.
+/// A processor of QEMU's as an option of our VMM, and what of Hyper-V's it has.
 ///
 /// # Errors
 /// What of it is not known, as the object of "it wants".
-fn cpu_model(text: &str) -> Result<Cpu, String> {
+fn cpu_model(text: &str) -> Result<(Cpu, Option<Hyperv>), String> {
     let mut words = text.split(',');
     let model = words.next().unwrap_or_default();
     if !CpuModel::is_model(model) {
@@ -195,6 +194,7 @@ fn cpu_model(text: &str) -> Result<Cpu, String> {
     }
     // What the host lacks is left out, as QEMU does with a warning.
     let mut all = vec![model.to_owned(), "enforce=off".into()];
+    let mut hyperv: Vec<String> = Vec::new();
     for word in words {
         let (name, value) = match word.split_at_checked(1) {
             Some(("+", name)) => (name, "on"),
@@ -207,14 +207,20 @@ fn cpu_model(text: &str) -> Result<Cpu, String> {
             "host-phys-bits" | "phys-bits" | "vendor" | "family" | "model" | "stepping" => {
                 all.push(word.to_owned());
             }
-            name if name.starts_with("hv-") => {
-                return Err(format!("Hyper-V's interfaces (`-cpu {model},{word}`)"));
-            }
+            "hv-passthrough" if value == "on" => hyperv.push("all".into()),
+            name if let Some(name) = name.strip_prefix("hv-") => match value {
+                "off" => hyperv.retain(|have| have != name),
+                "on" => hyperv.push(name.into()),
+                value => hyperv.push(format!("{name}={value}")),
+            },
             _ if feature(name).is_some() => all.push(word.to_owned()),
             _ => return Err(format!("`-cpu {model},{word}`, which is no feature that is known")),
         }
     }
-    Cpu::try_from(all.join(",")).map_err(|why| format!("what cannot be: {why}"))
+    let cpu = Cpu::try_from(all.join(",")).map_err(|why| format!("what cannot be: {why}"))?;
+    let list = hyperv.join(",");
+    let hyperv = (!list.is_empty()).then(|| Hyperv::try_from(list)).transpose();
+    Ok((cpu, hyperv.map_err(|why| format!("what our machine does not offer: {why}"))?))
 }
 
 #[cfg(test)]
@@ -271,6 +277,22 @@ mod tests {
                 ),
             ),
             (
+                "2",
+                "-cpu host,hv_passthrough -device hyperv-testdev",
+                "direct",
+                format!(
+                    "--cpus 2 --memory 128M --cpu host,enforce=off --hyperv all {rest} --cmdline direct"
+                ),
+            ),
+            (
+                "",
+                "-cpu host,hv_time,hv-vpindex,+hv-crash,-hv-crash,hv-spinlocks=0x1fff",
+                "",
+                format!(
+                    "--memory 128M --cpu host,enforce=off --hyperv spinlocks=0x1fff,vpindex,time {rest}"
+                ),
+            ),
+            (
                 "",
                 "-machine smm=on",
                 "",
@@ -297,7 +319,13 @@ mod tests {
             ("-device e1000e", "the device `e1000e`"),
             ("-M q35,kernel-irqchip=split", "`-machine q35`|`-machine kernel-irqchip=split`"),
             ("-machine vmport=on", "VMware's port (`-machine vmport=on`)"),
-            ("-cpu host,hv_passthrough", "Hyper-V's interfaces (`-cpu host,hv_passthrough`)"),
+            (
+                "-cpu host,hv-evmcs",
+                "what our machine does not offer: hyperv `evmcs`: Hyper-V option: `evmcs` is no \
+                 enlightenment; known are relaxed, vapic, spinlocks, vpindex, runtime, crash, time, \
+                 synic, stimer, stimer-direct, tlbflush, tlbflush-ext, ipi, reset, frequencies, \
+                 reenlightenment, xmm-input, `all` and `enforce-cpuid`",
+            ),
             ("-cpu Z80", "the CPU model `Z80`"),
             ("-cpu max,+vmx-mbec", "`-cpu max,+vmx-mbec`, which is no feature that is known"),
             ("-smp 0", "`-smp 0`: 1 to 255 CPUs, one a core, are known"),

@@ -7,6 +7,7 @@
 pub mod acpi_pm;
 pub mod exit;
 pub mod fw_cfg;
+pub mod hyperv_testdev;
 pub mod i8042;
 pub mod post;
 pub mod resets;

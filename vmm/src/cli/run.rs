@@ -8,6 +8,7 @@ use vmm::boot::Protocol;
 use vmm::cpuid::{CpuModel, Topology};
 use vmm::exit::Stop;
 use vmm::hv::kvm::{DEV_KVM, Irqchip, KvmConfig, Smm};
+use vmm::hyperv::Enlightenments;
 use vmm::launch::{self, Options, Serial};
 use vmm::payload;
 use vmm::ram::Backing;
@@ -155,6 +156,13 @@ pub struct Run {
     #[arg(long, value_name = "WHETHER", default_value = "off")]
     acpi: OnOff,
 
+    /// What of Hyper-V's interfaces the guest is offered: relaxed, vapic, spinlocks[=N], vpindex,
+    /// runtime, crash, time, synic, stimer, stimer-direct, tlbflush, tlbflush-ext, ipi, reset,
+    /// frequencies, reenlightenment, xmm-input; all for what the host has; enforce-cpuid to have
+    /// KVM refuse the rest.
+    #[arg(long, value_name = "LIST", default_value = "", hide_default_value = true)]
+    hyperv: Enlightenments,
+
     /// Where the first serial port leads: stdio, null or file:PATH.
     #[arg(long, value_name = "WHERE", default_value = "stdio")]
     serial: Serial,
@@ -275,6 +283,17 @@ impl Run {
         }
         let topology = Topology { step: self.apic_id_step, ..Topology::flat(self.cpus) };
         topology.check().map_err(|e| e.to_string())?;
+        if !kernel_irqchip && !self.hyperv.is_empty() {
+            return Err("--hyperv needs --irqchip kernel: its interrupts and the guest's word that it \
+                        is done with them go through the kernel's controllers; leave one of the two \
+                        out"
+                .to_owned());
+        }
+        if self.apic_id_step != 1 && !self.hyperv.is_empty() {
+            return Err("--hyperv with --apic-id-step: Hyper-V counts virtual processors without gaps, and \
+                        here they are told apart by APIC IDs; leave one of the two out"
+                .to_owned());
+        }
         let (mut cmdline, mut image) = (self.cmdline, None);
         let kernel = match (self.kernel, self.payload) {
             (Some(kernel), _) => kernel,
@@ -325,6 +344,7 @@ impl Run {
                 cpus: topology.cpus(),
                 last_apic_id: topology.apic_id(topology.cpus() - 1),
                 dirty_ring: self.dirty_ring,
+                hyperv: self.hyperv,
             },
             serial: self.serial,
             timeout: self.timeout,

@@ -118,6 +118,21 @@ pub(super) fn describe(exit: &Exit, detail: impl FnOnce() -> Detail) -> Option<D
             put(&[nr, a, b, c]);
             kind::HYPERCALL
         }
+        Exit::HypervSynic { vp: _, msr, control, events, messages } => {
+            number = msr.into();
+            put(&[kind::HYPERV_SYNIC, number, control, events, messages]);
+            kind::HYPERV
+        }
+        Exit::HypervCall { input, params: [a, b] } => {
+            number = input & 0xffff;
+            put(&[kind::HYPERV_CALL, input, a, b]);
+            kind::HYPERV
+        }
+        Exit::HypervDebug { msr } => {
+            number = msr.into();
+            put(&[kind::HYPERV_DEBUG, number]);
+            kind::HYPERV
+        }
         Exit::DirtyRingFull => kind::DIRTY_RING_FULL,
         Exit::MemoryFault { flags, gpa, size } => {
             number = gpa;
@@ -168,7 +183,9 @@ pub(super) fn describe(exit: &Exit, detail: impl FnOnce() -> Detail) -> Option<D
 pub(super) fn answer(exit: &Exit, rule: &Rule) -> Entry {
     match exit {
         Exit::Rdmsr { .. } | Exit::Wrmsr { .. } if rule.fault != 0 => Entry::Fault,
-        Exit::Rdmsr { .. } | Exit::Hypercall { .. } => Entry::Read(rule.value),
+        Exit::Rdmsr { .. } | Exit::Hypercall { .. } | Exit::HypervCall { .. } => {
+            Entry::Read(rule.value)
+        }
         Exit::Io(Access { dir: Dir::Read, size, .. }) => Entry::Read(rule.value & size.mask()),
         _ => Entry::Resume,
     }

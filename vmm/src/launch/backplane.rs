@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::device::Nanos;
 use crate::host::console::OutputQueue;
 use crate::host::events::Wake;
-use crate::hv::Vm;
 use crate::hv::kvm::CurrentVm;
+use crate::hv::{HvError, Vm};
 use crate::machine::Backplane;
 
 /// Interrupt lines to KVM, output to the console, deadlines to the supervising thread.
@@ -23,13 +23,17 @@ impl KvmBackplane {
     pub(super) fn new(vm: Arc<CurrentVm>, output: Option<Arc<OutputQueue>>, wake: Wake) -> Self {
         KvmBackplane { vm, output, wake, refused: AtomicU64::new(0) }
     }
+
+    fn count(&self, done: Result<(), HvError>) {
+        if done.is_err() {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+        }
+    }
 }
 
 impl Backplane for KvmBackplane {
     fn set_line(&self, gsi: u32, level: bool) {
-        if self.vm.get().set_line(gsi, level).is_err() {
-            self.refused.fetch_add(1, Ordering::Relaxed);
-        }
+        self.count(self.vm.get().set_line(gsi, level));
     }
 
     #[inline]
@@ -40,9 +44,15 @@ impl Backplane for KvmBackplane {
     }
 
     fn remap_page(&self, gpa: u64) {
-        if self.vm.get().remap_page(gpa).is_err() {
-            self.refused.fetch_add(1, Ordering::Relaxed);
-        }
+        self.count(self.vm.get().remap_page(gpa));
+    }
+
+    fn raise_sint(&self, vp: u32, sint: u8) {
+        self.count(self.vm.raise_sint(vp, sint));
+    }
+
+    fn watch_sint(&self, vp: u32, sint: u8) {
+        self.count(self.vm.watch_sint(vp, sint));
     }
 
     fn deadline(&self, _: Nanos) {

@@ -7,6 +7,7 @@ use crate::boot::BootError;
 use crate::cpuid::CpuidError;
 use crate::device::StateError;
 use crate::hv::HvError;
+use crate::hyperv::HypervError;
 use crate::machine::BoardError;
 use crate::ram::RamError;
 use crate::script::RecordError;
@@ -51,6 +52,9 @@ pub enum LaunchError {
     /// The CPU model asks for what is not there.
     #[error(transparent)]
     Cpuid(#[from] CpuidError),
+    /// The guest is to be offered what of Hyper-V's there is not.
+    #[error(transparent)]
+    Hyperv(#[from] HypervError),
     /// The board.
     #[error(transparent)]
     Board(#[from] BoardError),

@@ -126,6 +126,14 @@ impl Backplane for WrongLines {
         self.behind.remap_page(gpa);
     }
 
+    fn raise_sint(&self, vp: u32, sint: u8) {
+        self.behind.raise_sint(vp, sint);
+    }
+
+    fn watch_sint(&self, vp: u32, sint: u8) {
+        self.behind.watch_sint(vp, sint);
+    }
+
     fn deadline(&self, at: Nanos) {
         self.behind.deadline(at);
     }

@@ -8,6 +8,7 @@ use super::{Driver, LaunchError, Options};
 use crate::exit::Stop;
 use crate::host::events::{EndSignals, Event, Wake, wait};
 use crate::hv::Kick;
+use crate::hv::kvm::Sints;
 use crate::machine::Context;
 use crate::run::{Control, Ended};
 
@@ -26,13 +27,22 @@ const PROBE_LAST: Duration = Duration::from_secs(2);
 /// Ctrl-A, the escape on a terminal.
 const ESCAPE: u8 = 1;
 
+/// Who wakes the thread.
+#[derive(Clone, Copy)]
+pub(super) struct Waits<'a> {
+    /// vCPUs and devices.
+    pub(super) wake: &'a Wake,
+    /// The guest, done with a message.
+    pub(super) sints: &'a Sints,
+}
+
 /// Runs until the VM ends, and says how.
 pub(super) fn supervise<K: Kick>(
     options: &Options,
     driver: &Driver<'_>,
     control: &Control<K>,
     console: &Console,
-    wake: &Wake,
+    waits: Waits<'_>,
     signals: &EndSignals,
 ) -> Result<Ended, LaunchError> {
     let result = Supervisor {
@@ -48,7 +58,7 @@ pub(super) fn supervise<K: Kick>(
         left: Left::Nothing,
         input: Input { open: true, waiting: Vec::new(), escaped: false },
     }
-    .run(wake);
+    .run(waits);
     if result.is_err() {
         // Whatever failed here must not leave the vCPUs running.
         control.end(None, Stop::Interrupted);
@@ -87,7 +97,8 @@ struct Input {
 }
 
 impl<K: Kick> Supervisor<'_, K> {
-    fn run(mut self, wake: &Wake) -> Result<Ended, LaunchError> {
+    fn run(mut self, waits: Waits<'_>) -> Result<Ended, LaunchError> {
+        let Waits { wake, sints } = waits;
         loop {
             wake.clear();
             if let Some(ended) = self.control.ended() {
@@ -96,7 +107,7 @@ impl<K: Kick> Supervisor<'_, K> {
             let sleep = self.output()?;
             let mut input = None;
             if self.left == Left::Nothing {
-                self.advance();
+                self.advance_due();
                 input = self.feed();
             }
             if self.deadline.is_some_and(|d| d <= Instant::now()) {
@@ -112,6 +123,8 @@ impl<K: Kick> Supervisor<'_, K> {
             let events = [
                 Some(Event::Readable(wake.as_raw_fd())),
                 Some(Event::Readable(self.signals.as_raw_fd())),
+                // Word from a guest is for a board that is looked at.
+                (self.left == Left::Nothing).then_some(Event::Readable(sints.done_fd())),
                 typed.map(Event::Readable),
                 match self.left {
                     Left::Held(fd) => Some(Event::Writable(fd)),
@@ -125,9 +138,14 @@ impl<K: Kick> Supervisor<'_, K> {
                 (!self.keep_halted).then(|| self.probe.wait()),
             ];
             let timeout = timeout.into_iter().flatten().min();
-            let [_, signal, readable, _] = wait(events, timeout).map_err(LaunchError::Events)?;
+            let [_, signal, done, readable, _] =
+                wait(events, timeout).map_err(LaunchError::Events)?;
             if signal {
                 self.control.end(None, Stop::Interrupted);
+            }
+            if done {
+                sints.clear_done();
+                self.advance();
             }
             if readable {
                 self.read();
@@ -136,16 +154,21 @@ impl<K: Kick> Supervisor<'_, K> {
     }
 
     /// Brings devices up to now whose deadline has come.
-    fn advance(&mut self) {
+    fn advance_due(&mut self) {
         let machine = self.driver.machine;
         if machine.next_deadline().is_some_and(|at| at <= machine.now()) {
-            let stop = match self.driver.recorder {
-                None => machine.advance(&mut self.cx),
-                Some(recorder) => recorder.advance(machine, &mut self.cx),
-            };
-            if let Some(stop) = stop {
-                self.control.end(None, stop);
-            }
+            self.advance();
+        }
+    }
+
+    fn advance(&mut self) {
+        let machine = self.driver.machine;
+        let stop = match self.driver.recorder {
+            None => machine.advance(&mut self.cx),
+            Some(recorder) => recorder.advance(machine, &mut self.cx),
+        };
+        if let Some(stop) = stop {
+            self.control.end(None, stop);
         }
     }
 

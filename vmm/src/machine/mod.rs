@@ -4,14 +4,17 @@
 //! call and one lock, the device's own.
 
 pub mod acpi;
+mod backplane;
 mod error;
 mod lines;
 mod log;
 mod pc;
+mod synic;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+pub use backplane::{Backplane, ManualClock, Nowhere};
 pub use error::BoardError;
 pub use log::{ExitLog, Logged};
 pub use pc::{PcConfig, pc};
@@ -22,56 +25,7 @@ use crate::device::{Action, Actions, At, Clock, Device, Env, Nanos, StateError};
 use crate::exit::{Entry, Exit, Stop, SystemEvent};
 use crate::ram::GuestRam;
 use lines::{GSIS, Lines};
-
-/// What the board needs of whoever drives it: KVM and the host, a recorder, a fuzzer.
-pub trait Backplane: Send + Sync {
-    /// The level of an interrupt line changed.
-    fn set_line(&self, gsi: u32, level: bool);
-
-    /// A byte leaves the machine through the host port of the device called `device`.
-    fn output(&self, device: &'static str, byte: u8);
-
-    /// The mapping of the page at `gpa` is to be dropped and made again.
-    fn remap_page(&self, gpa: u64);
-
-    /// A device wants [`Machine::advance`] to be called at this time, earlier than any it named
-    /// before.
-    fn deadline(&self, at: Nanos);
-}
-
-/// A backplane that leads nowhere: for boards in benches and tests that look at answers only.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Nowhere;
-
-impl Backplane for Nowhere {
-    fn set_line(&self, _: u32, _: bool) {}
-    fn output(&self, _: &'static str, _: u8) {}
-    fn remap_page(&self, _: u64) {}
-    fn deadline(&self, _: Nanos) {}
-}
-
-/// A clock that stands still until it is moved: for tests, fuzzing and replay.
-#[derive(Debug, Default)]
-pub struct ManualClock(AtomicU64);
-
-impl ManualClock {
-    /// Moves time forward, or nowhere if it would pass the end of time.
-    pub fn advance(&self, by: Nanos) {
-        let now = self.0.load(Ordering::Relaxed);
-        self.0.store(now.saturating_add(by), Ordering::Relaxed);
-    }
-
-    /// Sets the time; only a restored state makes it go back.
-    pub fn set(&self, to: Nanos) {
-        self.0.store(to, Ordering::Relaxed);
-    }
-}
-
-impl Clock for ManualClock {
-    fn now(&self) -> Nanos {
-        self.0.load(Ordering::Relaxed)
-    }
-}
+use synic::{Behind, Registers, Synic};
 
 /// What belongs to one vCPU, or to whoever else hands exits to the board: nothing of it is shared.
 #[derive(Debug, Default)]
@@ -135,6 +89,7 @@ pub struct Machine {
     clock: Arc<dyn Clock>,
     backplane: Arc<dyn Backplane>,
     lines: Lines,
+    synic: Mutex<Synic>,
 }
 
 /// The state of every device, and the time.
@@ -156,6 +111,7 @@ impl Machine {
             clock,
             backplane,
             lines: Lines::default(),
+            synic: Mutex::default(),
         }
     }
 
@@ -360,6 +316,7 @@ impl Machine {
             Action::PowerOff => return Some(Stop::PowerOff),
             Action::Sleep(state) => return Some(Stop::Sleep(state)),
             Action::RemapPage(gpa) => self.backplane.remap_page(gpa),
+            Action::Synic(call) => self.synic().ask(&*self.backplane, call),
             // Nothing on this board hangs on either: A20 is always open, and a POST code is in
             // the log of exits.
             Action::Post(_) | Action::A20(_) => {}
@@ -367,9 +324,17 @@ impl Machine {
         None
     }
 
+    fn synic(&self) -> MutexGuard<'_, Synic> {
+        self.synic.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn behind(&self) -> Behind<'_> {
+        Behind { ram: &self.ram, backplane: &*self.backplane }
+    }
+
     #[cold]
     fn other(&self, exit: &Exit) -> Entry {
-        let stop = match exit {
+        let stop = match *exit {
             Exit::Interrupted | Exit::IrqWindow | Exit::SetTpr | Exit::BusLock => {
                 return Entry::Resume;
             }
@@ -377,6 +342,15 @@ impl Machine {
             Exit::IoapicEoi(_) => return Entry::Resume,
             // KVM_ENOSYS, as KVM itself answers a hypercall that it does not know (-1000).
             Exit::Hypercall { .. } => return Entry::Read(-1000i64 as u64),
+            Exit::HypervCall { input, params } => {
+                return Entry::Read(self.synic().call(self.behind(), input, params));
+            }
+            Exit::HypervSynic { vp, msr, control, events, messages } => {
+                self.synic().changed(&self.ram, vp, msr, Registers { control, events, messages });
+                return Entry::Resume;
+            }
+            // No debugger is behind it: no status.
+            Exit::HypervDebug { .. } => return Entry::Read(0),
             // No MSR belongs to the board.
             Exit::Rdmsr { .. } | Exit::Wrmsr { .. } => return Entry::Fault,
             // Without an interrupt controller nothing can wake the vCPU.
@@ -405,8 +379,8 @@ impl Machine {
         (next != NO_DEADLINE).then_some(next)
     }
 
-    /// Time has passed: brings the devices up to now whose deadline has come. A stop is what one
-    /// of them asked for.
+    /// Time has passed: brings the devices up to now whose deadline has come, and delivers messages
+    /// that waited for room. A stop is what a device asked for.
     pub fn advance(&self, cx: &mut Context) -> Option<Stop> {
         let now = self.clock.now();
         let mut stop = None;
@@ -417,6 +391,7 @@ impl Machine {
                 self.settle(cx, slot, &mut inner, &mut stop);
             }
         }
+        self.synic().retry(self.behind());
         stop
     }
 
@@ -449,12 +424,15 @@ impl Machine {
             inner.device.reset(&mut Env::new(&*self.clock, &self.ram, &mut cx.actions));
             self.settle(cx, slot, &mut inner, &mut None);
         }
+        *self.synic() = Synic::default();
     }
 
     /// The state of every device. The vCPUs must not run.
     pub fn save(&self) -> MachineState {
         let device = |s: &Slot| (s.name.to_owned(), s.lock().device.save());
-        MachineState { now: self.clock.now(), devices: self.slots.iter().map(device).collect() }
+        let synic = (synic::NAME.to_owned(), self.synic().save());
+        let devices = self.slots.iter().map(device).chain([synic]).collect();
+        MachineState { now: self.clock.now(), devices }
     }
 
     /// Takes up a saved state; the caller has set the clock to its time. The vCPUs must not run.
@@ -462,14 +440,18 @@ impl Machine {
     /// # Errors
     /// When a device refuses its state, or the boards differ; devices before it are changed.
     pub fn restore(&self, cx: &mut Context, state: &MachineState) -> Result<(), StateError> {
+        let of = |device: &'static str| {
+            let found = state.devices.iter().find(|(name, _)| name == device);
+            let missing = || StateError { device, what: "is missing".to_owned() };
+            found.map(|(_, bytes)| bytes).ok_or_else(missing)
+        };
         for slot in &self.slots {
-            let missing = || StateError { device: slot.name, what: "is missing".to_owned() };
-            let (_, bytes) =
-                state.devices.iter().find(|(name, _)| name == slot.name).ok_or_else(missing)?;
+            let bytes = of(slot.name)?;
             let mut inner = slot.lock();
             inner.device.restore(bytes)?;
             self.settle(cx, slot, &mut inner, &mut None);
         }
+        *self.synic() = Synic::restored(of(synic::NAME)?, &*self.backplane)?;
         Ok(())
     }
 }

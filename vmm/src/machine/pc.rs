@@ -6,6 +6,7 @@ use super::{Backplane, BoardError, Machine};
 use crate::chips::acpi_pm::{self, AcpiPm, TimerWidth};
 use crate::chips::exit::{self, DebugExit};
 use crate::chips::fw_cfg::{self, FwCfg, Standard};
+use crate::chips::hyperv_testdev::{self, HypervTestDevice};
 use crate::chips::i8042::{self, I8042};
 use crate::chips::post::{self, PostPort};
 use crate::chips::resets::{self, Port92, ResetControl};
@@ -63,6 +64,8 @@ pub fn pc(
     pc.add(Box::new(ResetControl::default()), &port(resets::RESET_CONTROL), None)?;
     pc.add(Box::new(DebugExit), &port(exit::BASE), None)?;
     pc.add(Box::new(ShutdownPort::default()), &port(shutdown::BASE), None)?;
+    let hyperv = HypervTestDevice::default();
+    pc.add(Box::new(hyperv), &port(hyperv_testdev::BASE), None)?;
     pc.add(Box::new(TestDevice::new()), &testdev::BASES, None)?;
     Ok(pc)
 }

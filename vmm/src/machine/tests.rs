@@ -81,6 +81,12 @@ impl Backplane for Seen {
     fn remap_page(&self, gpa: u64) {
         self.note(format!("remap {gpa:#x}"));
     }
+    fn raise_sint(&self, vp: u32, sint: u8) {
+        self.note(format!("sint {vp} {sint}"));
+    }
+    fn watch_sint(&self, vp: u32, sint: u8) {
+        self.note(format!("watch {vp} {sint}"));
+    }
     fn deadline(&self, at: Nanos) {
         self.note(format!("deadline {at}"));
     }

@@ -231,6 +231,10 @@ impl<'a> Cursor<'a> {
                 },
             }),
             b"remap" => Line::Effect(Effect::Remap(self.u64("an address")?)),
+            b"sint" => Line::Effect(Effect::Sint {
+                vp: self.u32("a virtual processor")?,
+                sint: self.number("a source", 15)? as u8,
+            }),
             b"deadline" => Line::Effect(Effect::Deadline(self.u64("nanoseconds")?)),
             word => {
                 let op = self.op(start, word, cpu)?;
@@ -294,6 +298,19 @@ impl<'a> Cursor<'a> {
                 let mut arg = || self.u64("an argument (there are three)");
                 Exit::Hypercall { nr, args: [arg()?, arg()?, arg()?] }
             }
+            b"hyperv-call" => {
+                let input = self.u64("a hypercall's input")?;
+                let mut param = || self.u64("a parameter (there are two)");
+                Exit::HypervCall { input, params: [param()?, param()?] }
+            }
+            b"hyperv-synic" => Exit::HypervSynic {
+                vp: self.number("a virtual processor", 0xffff)? as u16,
+                msr: self.u32("an MSR")?,
+                control: self.u64("SCONTROL")?,
+                events: self.u64("SIEFP")?,
+                messages: self.u64("SIMP")?,
+            },
+            b"hyperv-debug" => Exit::HypervDebug { msr: self.u32("an MSR")? },
             b"rdmsr" => Exit::Rdmsr { index: self.u32("an MSR")? },
             b"wrmsr" => Exit::Wrmsr { index: self.u32("an MSR")?, value: self.u64("a value")? },
             b"eoi" => Exit::IoapicEoi(self.number("a vector", 0xff)? as u8),

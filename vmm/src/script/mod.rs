@@ -135,6 +135,13 @@ pub enum Effect {
     },
     /// The mapping of the page at this address was dropped and made again.
     Remap(u64),
+    /// The interrupt of a synthetic interrupt source was requested.
+    Sint {
+        /// The virtual processor.
+        vp: u32,
+        /// The source.
+        sint: u8,
+    },
     /// A device asked to be told when this time has come.
     Deadline(Nanos),
 }

@@ -177,6 +177,12 @@ impl Backplane for Sink {
         self.lock().effects.push(Effect::Remap(gpa));
     }
 
+    fn raise_sint(&self, vp: u32, sint: u8) {
+        self.lock().effects.push(Effect::Sint { vp, sint });
+    }
+
+    fn watch_sint(&self, _: u32, _: u8) {}
+
     fn deadline(&self, at: Nanos) {
         let mut kept = self.lock();
         if !kept.restoring {

@@ -197,6 +197,16 @@ impl Backplane for RecordingBackplane {
         self.inner.remap_page(gpa);
     }
 
+    fn raise_sint(&self, vp: u32, sint: u8) {
+        self.session.lock().effect(Effect::Sint { vp, sint });
+        self.inner.raise_sint(vp, sint);
+    }
+
+    // It tells of nothing that a guest could see.
+    fn watch_sint(&self, vp: u32, sint: u8) {
+        self.inner.watch_sint(vp, sint);
+    }
+
     fn deadline(&self, at: Nanos) {
         self.session.lock().effect(Effect::Deadline(at));
         self.inner.deadline(at);

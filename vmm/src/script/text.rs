@@ -32,6 +32,7 @@
 //! | `cpu N` | the exits that follow are this vCPU's; at first they are vCPU 0's |
 //! | `hlt`, `shutdown`, `tpr`, `irq-window`, `dirty-ring-full`, `bus-lock`, `notify`, `interrupted` | an exit without details |
 //! | `rdmsr INDEX`, `wrmsr INDEX VALUE`, `hypercall NR A B C`, `eoi VECTOR` | other exits |
+//! | `hyperv-call INPUT A B`, `hyperv-synic VP MSR CONTROL EVENTS MESSAGES`, `hyperv-debug MSR` | exits of Hyper-V's interfaces |
 //! | `event shutdown`, `event reset`, `event crash`, `event TYPE` | a system event |
 //! | `internal-error SUBERROR`, `fail-entry REASON CPU`, `debug VECTOR PC DR6` | |
 //! | `memory-fault FLAGS GPA SIZE`, `run-error ERRNO`, `unknown REASON` | |
@@ -40,7 +41,7 @@
 //! `-> fault` (#GP), `-> refused`, or `-> stop` with `exit VALUE`, `power-off`, `reset`,
 //! `sleep STATE`, `triple-fault`, `halted`, `crash`, `unexpected`, `timeout` or `interrupted`.
 //! On the lines after it stand its effects: `line GSI high`, `line GSI low`,
-//! `output DEVICE "BYTE"`, `remap ADDR`, `deadline NS`.
+//! `output DEVICE "BYTE"`, `remap ADDR`, `sint VP SOURCE`, `deadline NS`.
 //!
 //! Between quotes stand printable ASCII characters and `\n`, `\r`, `\t`, `\\`, `\"`, `\xNN`. A
 //! device's name that is no plain word is quoted. No bytes at all are written `""`.
@@ -211,6 +212,13 @@ fn write_exit(f: &mut Formatter<'_>, exit: &Exit) -> fmt::Result {
         Exit::Hypercall { nr, args: [a, b, c] } => {
             write!(f, "hypercall {nr:#x} {a:#x} {b:#x} {c:#x}")
         }
+        Exit::HypervCall { input, params: [a, b] } => {
+            write!(f, "hyperv-call {input:#x} {a:#x} {b:#x}")
+        }
+        Exit::HypervSynic { vp, msr, control, events, messages } => {
+            write!(f, "hyperv-synic {vp} {msr:#x} {control:#x} {events:#x} {messages:#x}")
+        }
+        Exit::HypervDebug { msr } => write!(f, "hyperv-debug {msr:#x}"),
         Exit::Rdmsr { index } => write!(f, "rdmsr {index:#x}"),
         Exit::Wrmsr { index, value } => write!(f, "wrmsr {index:#x} {value:#x}"),
         Exit::IoapicEoi(vector) => write!(f, "eoi {vector:#x}"),
@@ -268,6 +276,7 @@ impl Display for Effect {
                 write!(f, "output {} {}", Name(device), Quoted(&[*byte]))
             }
             Effect::Remap(gpa) => write!(f, "remap {gpa:#x}"),
+            Effect::Sint { vp, sint } => write!(f, "sint {vp} {sint}"),
             Effect::Deadline(at) => write!(f, "deadline {at}"),
         }
     }

@@ -1,8 +1,27 @@
 //! CPUID leaves to and from KVM's form.
 
-use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
+use std::io;
+
+use kvm_bindings::{
+    CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2,
+};
 
 use crate::cpuid::{Cpuid, Leaf};
+use crate::hv::HvError;
+
+/// `KVM_GET_SUPPORTED_HV_CPUID`: `_IOWR(KVMIO, 0xc1, struct kvm_cpuid2)`.
+const GET_SUPPORTED_HV_CPUID: libc::c_ulong = 0xc008_aec1;
+
+/// The leaves of Hyper-V's that KVM offers, from its own descriptor or a vCPU's.
+pub(super) fn hyperv(fd: i32) -> Result<Cpuid, HvError> {
+    let failed = |source| HvError::Call { what: "KVM_GET_SUPPORTED_HV_CPUID".to_owned(), source };
+    let mut leaves = CpuId::new(KVM_MAX_CPUID_ENTRIES).map_err(|e| failed(io::Error::other(e)))?;
+    // SAFETY: the structure has room for as many entries as its head says.
+    match unsafe { libc::ioctl(fd, GET_SUPPORTED_HV_CPUID, leaves.as_mut_fam_struct_ptr()) } {
+        -1 => Err(failed(io::Error::last_os_error())),
+        _ => Ok(from_kvm(&leaves)),
+    }
+}
 
 pub(super) fn from_kvm(cpuid: &CpuId) -> Cpuid {
     let leaf = |e: &kvm_cpuid_entry2| Leaf {

@@ -7,11 +7,12 @@ mod lab;
 mod page;
 mod regs;
 mod ring;
+mod sints;
 mod vcpu;
 mod vm;
 
 use std::io;
-use std::os::fd::{FromRawFd, IntoRawFd};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
 use std::path::{Path, PathBuf};
 
 use kvm_bindings::*;
@@ -21,11 +22,13 @@ pub use kick::Kicker;
 #[cfg(feature = "sabotage")]
 pub use lab::WrongLab;
 pub use lab::{KvmLab, userfaults};
+pub use sints::Sints;
 pub use vcpu::KvmVcpu;
 pub use vm::{CurrentVm, KvmVm};
 
 use crate::cpuid::{Cpuid, feature};
 use crate::hv::HvError;
+use crate::hyperv::Enlightenments;
 use crate::ram::GuestRam;
 
 /// Where KVM's device node is, unless somebody says otherwise.
@@ -84,6 +87,8 @@ pub struct KvmConfig {
     pub last_apic_id: u32,
     /// Entries of each vCPU's dirty ring, a power of two; 0 for none, and bitmaps instead.
     pub dirty_ring: u32,
+    /// What of Hyper-V's the guest is offered; needs [`Irqchip::Kernel`].
+    pub hyperv: Enlightenments,
 }
 
 impl KvmConfig {
@@ -156,6 +161,25 @@ impl Host {
         Ok(cpuid)
     }
 
+    /// The leaves of Hyper-V's that KVM offers guests (`KVM_GET_SUPPORTED_HV_CPUID`).
+    ///
+    /// # Errors
+    /// When KVM does not know Hyper-V, or refuses.
+    pub fn hyperv_cpuid(&self) -> Result<Cpuid, HvError> {
+        if self.check_extension(KVM_CAP_HYPERV_CPUID) <= 0 {
+            let what = "Hyper-V's interfaces (KVM_CAP_HYPERV_CPUID)".to_owned();
+            return Err(HvError::Lacks { what, hint: "run without --hyperv" });
+        }
+        if self.check_extension(KVM_CAP_SYS_HYPERV_CPUID) > 0 {
+            return cpuid::hyperv(self.kvm.as_raw_fd());
+        }
+        // Before Linux 5.11 only a vCPU tells.
+        let vm = call("KVM_CREATE_VM", self.kvm.create_vm())?;
+        call("KVM_CREATE_IRQCHIP", vm.create_irq_chip())?;
+        let vcpu = call("KVM_CREATE_VCPU of vCPU 0", vm.create_vcpu(0))?;
+        cpuid::hyperv(vcpu.as_raw_fd())
+    }
+
     /// What `KVM_CHECK_EXTENSION` says of capability number `cap`: 0 if KVM lacks it.
     pub fn check_extension(&self, cap: u32) -> i32 {
         self.kvm.check_extension_raw(cap.into())
@@ -193,6 +217,7 @@ impl Host {
             self.need(Cap::X86UserSpaceMsr, name, "run without --msr-exits")?;
         }
         self.check_ring(config.dirty_ring)?;
+        self.check_hyperv(&config.hyperv)?;
         // This one says which hypercalls can be passed on.
         let calls = self.check_extension(KVM_CAP_EXIT_HYPERCALL);
         if config.hypercall_exits && calls & (1 << KVM_HC_MAP_GPA_RANGE) == 0 {
@@ -273,6 +298,28 @@ impl Host {
             },
             hint: "ask for another with --dirty-ring, or for none",
         })
+    }
+
+    fn check_hyperv(&self, wanted: &Enlightenments) -> Result<(), HvError> {
+        for (wants, cap, name, hint) in [
+            (
+                wanted.has("synic"),
+                KVM_CAP_HYPERV_SYNIC2,
+                "KVM_CAP_HYPERV_SYNIC2",
+                "leave `synic` out of --hyperv, and what needs it",
+            ),
+            (
+                wanted.is_enforced(),
+                KVM_CAP_HYPERV_ENFORCE_CPUID,
+                "KVM_CAP_HYPERV_ENFORCE_CPUID",
+                "leave `enforce-cpuid` out of --hyperv",
+            ),
+        ] {
+            if wants && self.check_extension(cap) <= 0 {
+                return Err(HvError::Lacks { what: name.to_owned(), hint });
+            }
+        }
+        Ok(())
     }
 
     fn need(&self, cap: Cap, name: &str, hint: &'static str) -> Result<(), HvError> {

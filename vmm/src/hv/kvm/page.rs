@@ -28,6 +28,8 @@ enum Pending {
     },
     Msr,
     Hypercall,
+    HypervCall,
+    HypervDebug,
 }
 
 /// The shared page (the first of the vCPU's mapping), and the access that is under way.
@@ -157,6 +159,18 @@ impl RunPage {
                 self.pending = Pending::Nothing;
                 None
             }
+            Pending::HypervCall => {
+                // SAFETY: the last exit was a Hyper-V hypercall; the member is plain numbers.
+                unsafe { (*self.data_of_exit()).hyperv.u.hcall.result = read.unwrap_or(0) };
+                self.pending = Pending::Nothing;
+                None
+            }
+            Pending::HypervDebug => {
+                // SAFETY: the last exit was the synthetic debugger's; the member is plain numbers.
+                unsafe { (*self.data_of_exit()).hyperv.u.syndbg.status = read.unwrap_or(0) };
+                self.pending = Pending::Nothing;
+                None
+            }
         }
     }
 
@@ -187,7 +201,7 @@ impl RunPage {
 
     /// What KVM says of the exit that just happened.
     #[inline]
-    pub(super) fn decode(&mut self) -> Exit {
+    pub(super) fn decode(&mut self, vcpu: u32) -> Exit {
         match self.exit_reason() {
             KVM_EXIT_IO => {
                 // SAFETY: the exit reason says which member of the union holds.
@@ -209,8 +223,43 @@ impl RunPage {
                     None => Exit::Unknown(KVM_EXIT_MMIO),
                 }
             }
+            KVM_EXIT_HYPERV => self.decode_hyperv(vcpu),
             reason => self.decode_rare(reason),
         }
+    }
+
+    /// VP indices are those of vCPUs: nobody sets others.
+    #[cold]
+    fn decode_hyperv(&mut self, vcpu: u32) -> Exit {
+        // SAFETY: the exit reason says that this member of the union holds.
+        let exit = unsafe { (*self.data_of_exit()).hyperv };
+        // SAFETY: in each arm, the exit's type says which member of its union holds.
+        let (exit, pending) = unsafe {
+            match exit.type_ {
+                KVM_EXIT_HYPERV_SYNIC => {
+                    let s = exit.u.synic;
+                    let exit = Exit::HypervSynic {
+                        vp: vcpu as u16,
+                        msr: s.msr,
+                        control: s.control,
+                        events: s.evt_page,
+                        messages: s.msg_page,
+                    };
+                    (exit, Pending::Nothing)
+                }
+                KVM_EXIT_HYPERV_HCALL => {
+                    let call = exit.u.hcall;
+                    let exit = Exit::HypervCall { input: call.input, params: call.params };
+                    (exit, Pending::HypervCall)
+                }
+                KVM_EXIT_HYPERV_SYNDBG => {
+                    (Exit::HypervDebug { msr: exit.u.syndbg.msr }, Pending::HypervDebug)
+                }
+                _ => (Exit::Unknown(KVM_EXIT_HYPERV), Pending::Nothing),
+            }
+        };
+        self.pending = pending;
+        exit
     }
 
     #[cold]
@@ -276,6 +325,13 @@ impl RunPage {
         };
         self.pending = pending;
         exit
+    }
+
+    /// Whether the exit is the guest's word that it crashed.
+    pub(super) fn is_crash(&self) -> bool {
+        self.exit_reason() == KVM_EXIT_SYSTEM_EVENT
+            // SAFETY: the exit reason says which member of the union holds.
+            && unsafe { (*self.data_of_exit()).system_event.type_ } == KVM_SYSTEM_EVENT_CRASH
     }
 
     /// Whether the exit reason that KVM left is a memory fault: KVM_RUN fails with EFAULT then.

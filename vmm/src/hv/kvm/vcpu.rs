@@ -13,9 +13,17 @@ use crate::cpu::CpuState;
 use crate::cpuid::Cpuid;
 use crate::exit::{Entry, Exit};
 use crate::hv::{Activity, Detail, HvError, Vcpu};
+use crate::hyperv::Enlightenments;
 
 /// `KVM_RUN`: `_IO(KVMIO, 0x80)`.
 const KVM_RUN: libc::c_ulong = 0xae80;
+/// The control register of a synthetic interrupt controller.
+const SCONTROL: u32 = 0x4000_0080;
+/// What a guest writes to tell of a crash, and reads to learn that it can.
+const CRASH_CTL: u32 = 0x4000_0105;
+const CRASH_NOTIFY: u64 = 1 << 63;
+/// What a guest says of its crash: HV_X64_MSR_CRASH_P0 to P4.
+const CRASH: [u32; 5] = [0x4000_0100, 0x4000_0101, 0x4000_0102, 0x4000_0103, 0x4000_0104];
 
 /// A KVM vCPU. Its descriptor and its shared page live as long as it does.
 #[derive(Debug)]
@@ -64,6 +72,47 @@ impl KvmVcpu {
         call(self.what("KVM_SET_CPUID2"), self.fd.set_cpuid2(&entries))
     }
 
+    fn enable(&mut self, cap: u32, arg: u64, name: &str) -> Result<(), HvError> {
+        let cap = kvm_enable_cap { cap, args: [arg, 0, 0, 0], ..Default::default() };
+        call(self.what(&format!("KVM_ENABLE_CAP of {name}")), self.fd.enable_cap(&cap))
+    }
+
+    fn set_msr(&mut self, index: u32, data: u64) -> Result<(), HvError> {
+        let what = self.what(&format!("KVM_SET_MSRS of MSR {index:#x}"));
+        let entry = kvm_msr_entry { index, data, ..Default::default() };
+        let refused = |source| HvError::Call { what: what.clone(), source };
+        let msrs = Msrs::from_entries(&[entry]).map_err(|e| refused(io::Error::other(e)))?;
+        match call(what.clone(), self.fd.set_msrs(&msrs))? {
+            1 => Ok(()),
+            _ => Err(refused(io::Error::from_raw_os_error(libc::EIO))),
+        }
+    }
+
+    /// Makes a new vCPU one of a guest that is offered this of Hyper-V's.
+    pub(super) fn start_hyperv(&mut self, offered: &Enlightenments) -> Result<(), HvError> {
+        if offered.has("synic") {
+            // Its pages are the VMM's to clear. It is off, as after a reset (TLFS, Virtual Interrupt
+            // Controller); KVM makes one that is on.
+            self.enable(KVM_CAP_HYPERV_SYNIC2, 0, "KVM_CAP_HYPERV_SYNIC2")?;
+            self.set_msr(SCONTROL, 0)?;
+        }
+        if offered.has("crash") {
+            self.set_msr(CRASH_CTL, CRASH_NOTIFY)?;
+        }
+        if offered.is_enforced() {
+            self.enable(KVM_CAP_HYPERV_ENFORCE_CPUID, 1, "KVM_CAP_HYPERV_ENFORCE_CPUID")?;
+        }
+        Ok(())
+    }
+
+    /// What the guest says of its crash, as far as KVM gives it: five words of its own.
+    fn crash_words(&self) -> Vec<u64> {
+        let entry = |index| kvm_msr_entry { index, ..Default::default() };
+        let Ok(mut msrs) = Msrs::from_entries(&CRASH.map(entry)) else { return Vec::new() };
+        let read = self.fd.get_msrs(&mut msrs).unwrap_or(0);
+        msrs.as_slice().iter().take(read).map(|msr| msr.data).collect()
+    }
+
     /// Completes the last exit without executing another instruction.
     pub(super) fn settle(&mut self, entry: Entry) -> Exit {
         self.nudge();
@@ -89,7 +138,7 @@ impl KvmVcpu {
             }
             // A vCPU that waited for its SIPI got one: it goes on.
             libc::EAGAIN => None,
-            libc::EFAULT if self.page.is_memory_fault() => Some(self.page.decode()),
+            libc::EFAULT if self.page.is_memory_fault() => Some(self.page.decode(self.index)),
             errno => Some(Exit::RunError(errno)),
         }
     }
@@ -127,7 +176,7 @@ impl Vcpu for KvmVcpu {
         loop {
             // SAFETY: the descriptor is an open vCPU's; KVM_RUN takes no argument.
             if unsafe { libc::ioctl(self.raw, KVM_RUN, 0) } == 0 {
-                return self.page.decode();
+                return self.page.decode(self.index);
             }
             self.page.forget();
             let errno = io::Error::last_os_error().raw_os_error().unwrap_or(0);
@@ -168,6 +217,9 @@ impl Vcpu for KvmVcpu {
     }
 
     fn detail(&self) -> Detail {
+        if self.page.is_crash() {
+            return Detail { data: self.crash_words(), instruction: None };
+        }
         self.page.detail()
     }
 

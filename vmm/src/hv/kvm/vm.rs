@@ -8,9 +8,11 @@ use kvm_ioctls::VmFd;
 
 use super::lab::Memories;
 use super::ring::{self, DirtyRing};
+use super::sints::Sints;
 use super::vcpu::KvmVcpu;
 use super::{Host, Irqchip, KVM_HC_MAP_GPA_RANGE, KvmConfig, call};
 use crate::hv::{HvError, Vm};
+use crate::hyperv::Enlightenments;
 use crate::ram::{Backing, GuestRam, PAGE, RamRange, VGA_END, VGA_START};
 
 /// Three pages below the BIOS that KVM on Intel keeps for a guest in real mode.
@@ -26,6 +28,7 @@ pub struct KvmVm {
     irqchip: Irqchip,
     sync_regs: bool,
     dirty_ring: u32,
+    hyperv: Enlightenments,
 }
 
 impl KvmVm {
@@ -80,7 +83,8 @@ impl KvmVm {
             enable(host.ring_capability().0, bytes, "KVM_CAP_DIRTY_LOG_RING")?;
         }
         let KvmConfig { irqchip, sync_regs, dirty_ring, .. } = *config;
-        Ok(KvmVm { fd, ram, irqchip, sync_regs, dirty_ring })
+        let hyperv = config.hyperv.clone();
+        Ok(KvmVm { fd, ram, irqchip, sync_regs, dirty_ring, hyperv })
     }
 }
 
@@ -167,7 +171,9 @@ impl Vm for KvmVm {
             0 => None,
             entries => Some(DirtyRing::map(&fd, entries)?),
         };
-        Ok(KvmVcpu::new(fd, index, self.fd.run_size(), self.sync_regs, ring))
+        let mut vcpu = KvmVcpu::new(fd, index, self.fd.run_size(), self.sync_regs, ring);
+        vcpu.start_hyperv(&self.hyperv)?;
+        Ok(vcpu)
     }
 
     fn set_line(&self, gsi: u32, level: bool) -> Result<(), HvError> {
@@ -203,12 +209,40 @@ pub struct CurrentVm {
     vm: RwLock<Arc<KvmVm>>,
     // What memslots show beside RAM: dropped after the VM.
     pub(super) memories: Memories,
+    /// Where the VMM has to do with synthetic interrupt sources; the same in every VM.
+    pub(super) sints: Sints,
 }
 
 impl CurrentVm {
     /// A guest in `vm`.
-    pub fn new(vm: KvmVm) -> CurrentVm {
-        CurrentVm { vm: RwLock::new(Arc::new(vm)), memories: Memories::default() }
+    ///
+    /// # Errors
+    /// When the host has no descriptor left.
+    pub fn new(vm: KvmVm) -> Result<CurrentVm, HvError> {
+        let (memories, sints) = (Memories::default(), Sints::new()?);
+        Ok(CurrentVm { vm: RwLock::new(Arc::new(vm)), memories, sints })
+    }
+
+    /// The synthetic interrupt sources that the VMM has to do with.
+    pub fn sints(&self) -> &Sints {
+        &self.sints
+    }
+
+    /// Requests the interrupt of a synthetic source; one that is masked takes none.
+    ///
+    /// # Errors
+    /// When there is no such source, or the host refuses.
+    pub fn raise_sint(&self, vp: u32, sint: u8) -> Result<(), HvError> {
+        let vm = self.get();
+        vm.set_line(self.sints.gsi(&vm, vp, sint)?, true)
+    }
+
+    /// Has [`Sints::done_fd`] tell when the guest is done with a message or an interrupt of a source.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    pub fn watch_sint(&self, vp: u32, sint: u8) -> Result<(), HvError> {
+        self.sints.gsi(&self.get(), vp, sint).map(|_| ())
     }
 
     /// The VM. Waits while it is being replaced.

@@ -38,6 +38,11 @@ fn exit() -> impl Strategy<Value = Exit> {
         1 => (q(), w()).prop_map(|(reason, cpu)| Exit::FailEntry { reason, cpu }),
         1 => (w(), q(), q()).prop_map(|(vector, pc, dr6)| Exit::Debug { vector, pc, dr6 }),
         1 => (q(), [q(), q(), q()]).prop_map(|(nr, args)| Exit::Hypercall { nr, args }),
+        1 => (q(), [q(), q()]).prop_map(|(input, params)| Exit::HypervCall { input, params }),
+        1 => (any::<u16>(), w(), q(), q(), q()).prop_map(|(vp, msr, control, events, messages)| {
+            Exit::HypervSynic { vp, msr, control, events, messages }
+        }),
+        1 => w().prop_map(|msr| Exit::HypervDebug { msr }),
         1 => w().prop_map(|index| Exit::Rdmsr { index }),
         1 => (w(), q()).prop_map(|(index, value)| Exit::Wrmsr { index, value }),
         1 => any::<u8>().prop_map(Exit::IoapicEoi),

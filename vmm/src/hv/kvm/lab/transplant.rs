@@ -27,6 +27,22 @@ const MSR_TSC: u32 = 0x10;
 /// The MTRRs (SDM volume 4, 2.1): variable ranges, fixed ranges, default type.
 const MTRRS: [RangeInclusive<u32>; 5] =
     [0x200..=0x20f, 0x250..=0x250, 0x258..=0x259, 0x268..=0x26f, 0x2ff..=0x2ff];
+/// SVERSION, SIEFP, SIMP, SINT0 to SINT15 (TLFS, Virtual Interrupt Controller).
+const SYNIC: [RangeInclusive<u32>; 2] = [0x4000_0081..=0x4000_0083, 0x4000_0090..=0x4000_009f];
+/// The synthetic timers (TLFS, Timers), each with its count before its configuration: a write of the
+/// count starts a timer that starts by itself, and one that is over must not run again.
+const TIMERS: [u32; 8] = [
+    0x4000_00b1,
+    STIMER0_CONFIG,
+    0x4000_00b3,
+    0x4000_00b2,
+    0x4000_00b5,
+    0x4000_00b4,
+    0x4000_00b7,
+    0x4000_00b6,
+];
+/// In KVM's list this stands for all of them.
+const STIMER0_CONFIG: u32 = 0x4000_00b0;
 /// The most CPUID leaves that KVM takes (`KVM_MAX_CPUID_ENTRIES`).
 const CPUID_LEAVES: u32 = 256;
 /// Room for a nested state, in bytes: KVM_CAP_NESTED_STATE gives less.
@@ -111,11 +127,18 @@ fn set_msr(fd: i32, msr: Msr) -> bool {
 }
 
 impl KvmLab {
-    /// The MSRs that are state: KVM's list, and the MTRRs, which it leaves out.
+    /// The MSRs that are state: KVM's list, and what it leaves out: the MTRRs, and of Hyper-V's synthetic
+    /// interrupt controllers and timers all but the first of each.
     fn msr_list(&self) -> Result<Vec<u32>, Errno> {
         let list = self.host.kvm.get_msr_index_list().map_err(|e| Errno(e.errno()))?;
         let mut all = list.as_slice().to_vec();
-        all.extend(MTRRS.into_iter().flatten().filter(|msr| !list.as_slice().contains(msr)));
+        all.retain(|&msr| msr != STIMER0_CONFIG);
+        let unlisted = MTRRS.into_iter().chain(SYNIC).flatten().chain(TIMERS);
+        for msr in unlisted {
+            if !all.contains(&msr) {
+                all.push(msr);
+            }
+        }
         Ok(all)
     }
 
@@ -295,6 +318,7 @@ pub(super) fn transplant(lab: &KvmLab, vcpu: &mut KvmVcpu) -> Step<()> {
         lab.restore_settings(&vm, next.as_ref().unwrap_or(vcpu), &kept.settings, target)?;
     }
     let mut next = next.ok_or((Errno(libc::EIO), step::NEW_VM))?;
+    lab.current.sints.move_to(&vm).map_err(made)?;
     if let Some((flags, ranges)) = &kept.filter {
         set_filter(&vm, *flags, ranges).map_err(|e| (e, step::SETTINGS))?;
     }

@@ -59,7 +59,7 @@ fn a_string_write_comes_item_by_item() {
     let data = [0x11, 0x22, 0x33, 0x44, 0x55, 0x66];
     let mut page = fake.page(|run| port(run, KVM_EXIT_IO_OUT, 2, 0x80, 3, &data));
     let item = |v| io(Space::Port, 0x80, Size::B2, Dir::Write(v));
-    assert_eq!(page.decode(), item(0x2211));
+    assert_eq!(page.decode(3), item(0x2211));
     assert_eq!(page.complete(Some(0)), Some(item(0x4433)));
     assert_eq!(page.complete(Some(0)), Some(item(0x6655)));
     assert_eq!(page.complete(Some(0)), None);
@@ -71,7 +71,7 @@ fn a_string_read_fills_every_item() {
     let mut fake = Fake::new();
     let mut page = fake.page(|run| port(run, KVM_EXIT_IO_IN, 1, 0x60, 3, &[]));
     let item = io(Space::Port, 0x60, Size::B1, Dir::Read);
-    assert_eq!(page.decode(), item);
+    assert_eq!(page.decode(3), item);
     assert_eq!(page.complete(Some(0xa1)), Some(item));
     assert_eq!(page.complete(Some(0xa2)), Some(item));
     assert_eq!(page.complete(Some(0xa3)), None);
@@ -86,7 +86,7 @@ fn an_mmio_access_of_natural_width_stays_whole() {
         let mut page = fake.page(|run| mmio(run, addr, len, true, [1, 2, 3, 4, 5, 6, 7, 8]));
         let size = Size::from_bytes(len.into()).expect("a width");
         let value = 0x0807_0605_0403_0201 & size.mask();
-        assert_eq!(page.decode(), io(Space::Mmio, addr, size, Dir::Write(value)));
+        assert_eq!(page.decode(3), io(Space::Mmio, addr, size, Dir::Write(value)));
         assert_eq!(page.complete(Some(0)), None);
     }
 }
@@ -96,7 +96,7 @@ fn odd_lengths_are_split_and_put_together_again() {
     let mut fake = Fake::new();
     let mut page = fake.page(|run| mmio(run, 0xffd, 7, false, [0; 8]));
     let piece = |addr, size| io(Space::Mmio, addr, size, Dir::Read);
-    assert_eq!(page.decode(), piece(0xffd, Size::B1));
+    assert_eq!(page.decode(3), piece(0xffd, Size::B1));
     assert_eq!(page.complete(Some(0x01)), Some(piece(0xffe, Size::B2)));
     assert_eq!(page.complete(Some(0x0302)), Some(piece(0x1000, Size::B4)));
     assert_eq!(page.complete(Some(0x0706_0504)), None);
@@ -108,16 +108,16 @@ fn odd_lengths_are_split_and_put_together_again() {
 fn what_kvm_never_sends_stops_the_vm_and_nothing_else() {
     let mut fake = Fake::new();
     let mut page = fake.page(|run| port(run, KVM_EXIT_IO_IN, 3, 0x60, 1, &[]));
-    assert_eq!(page.decode(), Exit::Unknown(KVM_EXIT_IO));
+    assert_eq!(page.decode(3), Exit::Unknown(KVM_EXIT_IO));
     let mut page = fake.page(|run| mmio(run, 0, 0, false, [0; 8]));
-    assert_eq!(page.decode(), Exit::Unknown(KVM_EXIT_MMIO));
+    assert_eq!(page.decode(3), Exit::Unknown(KVM_EXIT_MMIO));
     // A data offset outside the mapping: reads give all-ones, writes go nowhere.
     let mut page = fake.page(|run| {
         port(run, KVM_EXIT_IO_OUT, 4, 0x60, 1, &[]);
         run.__bindgen_anon_1.io.data_offset = u64::MAX - 1;
     });
     let all = Dir::Write(0xffff_ffff);
-    assert_eq!(page.decode(), io(Space::Port, 0x60, Size::B4, all));
+    assert_eq!(page.decode(3), io(Space::Port, 0x60, Size::B4, all));
     assert_eq!(page.complete(Some(0)), None);
 }
 
@@ -128,15 +128,52 @@ fn an_msr_gets_its_value_or_its_fault() {
         run.exit_reason = KVM_EXIT_X86_RDMSR;
         run.__bindgen_anon_1.msr.index = 0x1234;
     });
-    assert_eq!(page.decode(), Exit::Rdmsr { index: 0x1234 });
+    assert_eq!(page.decode(3), Exit::Rdmsr { index: 0x1234 });
     assert_eq!(page.complete(Some(77)), None);
     // SAFETY: the member was filled above.
     let msr = unsafe { (*page.data_of_exit()).msr };
     assert_eq!((msr.data, msr.error), (77, 0));
-    assert_eq!(page.decode(), Exit::Rdmsr { index: 0x1234 });
+    assert_eq!(page.decode(3), Exit::Rdmsr { index: 0x1234 });
     assert_eq!(page.complete(None), None);
     // SAFETY: as above.
     assert_eq!(unsafe { (*page.data_of_exit()).msr.error }, 1);
+}
+
+#[test]
+fn hyperv_exits_are_told_by_their_type_and_get_their_results() {
+    let fill = |kind: u32, words: [u64; 4]| {
+        move |run: &mut kvm_run| {
+            run.exit_reason = KVM_EXIT_HYPERV;
+            // SAFETY: plain numbers in zeroed memory; every member begins with these words.
+            unsafe {
+                let exit = &mut run.__bindgen_anon_1.hyperv;
+                exit.type_ = kind;
+                let at = (&raw mut exit.u).cast::<[u64; 4]>();
+                at.write(words);
+            }
+        }
+    };
+    let mut fake = Fake::new();
+    let mut page = fake.page(fill(KVM_EXIT_HYPERV_SYNIC, [0x4000_0083, 1, 0x5001, 0x6001]));
+    let (msr, control) = (0x4000_0083, 1);
+    let synic = Exit::HypervSynic { vp: 3, msr, control, events: 0x5001, messages: 0x6001 };
+    assert_eq!((page.decode(3), page.complete(Some(9))), (synic, None));
+
+    // The result lies between the input and the parameters.
+    let mut page = fake.page(fill(KVM_EXIT_HYPERV_HCALL, [0x1_005c, 0, 7, 8]));
+    let call = Exit::HypervCall { input: 0x1_005c, params: [7, 8] };
+    assert_eq!((page.decode(3), page.complete(Some(0x12))), (call, None));
+    // SAFETY: the fake's page, filled as a hypercall's.
+    assert_eq!(unsafe { (*page.data_of_exit()).hyperv.u.hcall.result }, 0x12);
+
+    let mut page = fake.page(fill(KVM_EXIT_HYPERV_SYNDBG, [0x4000_00f1, 1, 0, 0]));
+    let debug = Exit::HypervDebug { msr: 0x4000_00f1 };
+    assert_eq!((page.decode(3), page.complete(Some(5))), (debug, None));
+    // SAFETY: the fake's page, filled as a debugger's.
+    assert_eq!(unsafe { (*page.data_of_exit()).hyperv.u.syndbg.status }, 5);
+
+    let mut page = fake.page(fill(99, [0; 4]));
+    assert_eq!(page.decode(3), Exit::Unknown(KVM_EXIT_HYPERV));
 }
 
 #[test]
@@ -163,7 +200,7 @@ fn every_rare_reason_has_its_exit() {
     for (reason, exit) in cases {
         let mut fake = Fake::new();
         let mut page = fake.page(|run| run.exit_reason = reason);
-        assert_eq!(page.decode(), exit);
+        assert_eq!(page.decode(3), exit);
     }
 }
 
