@@ -195,7 +195,7 @@ test!(sysenter_64, "SYSENTER from 64-bit code, and SYSEXIT with REX.W back there
     );
     check_inner(seen);
     check_eq!(outcome.regs.rbx, u64::from(cpu::USER_CS), "CS: SYSENTER_CS + 32");
-    check_eq!(outcome.regs.rdx, u64::from(cpu::KERNEL_CS) + 40 | 3, "SS: SYSENTER_CS + 40");
+    check_eq!(outcome.regs.rdx, (u64::from(cpu::KERNEL_CS) + 40) | 3, "SS: SYSENTER_CS + 40");
 });
 
 test!(
