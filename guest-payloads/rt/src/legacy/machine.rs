@@ -123,11 +123,6 @@ impl Machine {
         (r.ss, r.esp) = (STACK >> 4, TOP);
     }
 
-    /// Enters at the CPL that CS's selector has (for one of [`Machine::new`] that was changed).
-    pub fn outward(&mut self) {
-        self.way = Way::Outward;
-    }
-
     /// Puts `code` at [`CODE`].
     pub fn code(&mut self, code: &[u8]) {
         put(CODE, code);

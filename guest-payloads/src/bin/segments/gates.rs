@@ -64,9 +64,6 @@ test!(
             target(code32!("nop"));
             m.set(0, gate(CODE32, TARGET, CALL_GATE32 | DPL3, count));
             let count = count as u32;
-            for i in 0..count {
-                put(m.regs.esp + 4 * i, 0x1000 + i);
-            }
             m.regs.esp = OUTER_STACK + TOP - 0x100;
             for i in 0..count {
                 put(m.regs.esp + 4 * i, 0x2000 + i);
@@ -130,29 +127,17 @@ test!(call_16, "A 16-bit call gate pushes and copies words.", || {
 // SDM volume 2, CALL: the checks of the gate, then of the code segment.
 test!(call_bad, "A call gate's DPL, presence and code segment are checked, in this order.", || {
     for (name, code) in calls() {
-        for (what, gate, descriptor, vector, error) in [
-            ("a gate of DPL 2", gate(CODE32, TARGET, CALL_GATE32 | 0x40, 0), 0, GP, FREE),
-            (
-                "an absent gate",
-                gate(CODE32, TARGET, (CALL_GATE32 | DPL3) & !PRESENT, 0),
-                0,
-                NP,
-                FREE,
-            ),
-            (
-                "an absent gate of DPL 0",
-                gate(CODE32, TARGET, CALL_GATE32 & !PRESENT, 0),
-                0,
-                GP,
-                FREE,
-            ),
-            ("a gate to null", gate(0, TARGET, CALL_GATE32 | DPL3, 0), 0, GP, 0),
-            ("a gate beyond the GDT", gate(0x7f8, TARGET, CALL_GATE32 | DPL3, 0), 0, GP, 0x7f8),
-            ("a gate to data", gate(DATA32, TARGET, CALL_GATE32 | DPL3, 0), 0, GP, DATA32),
+        let absent = !PRESENT;
+        for (what, gate, vector, error) in [
+            ("a gate of DPL 2", gate(CODE32, TARGET, CALL_GATE32 | 0x40, 0), GP, FREE),
+            ("an absent gate", gate(CODE32, TARGET, (CALL_GATE32 | DPL3) & absent, 0), NP, FREE),
+            ("an absent gate of DPL 0", gate(CODE32, TARGET, CALL_GATE32 & absent, 0), GP, FREE),
+            ("a gate to null", gate(0, TARGET, CALL_GATE32 | DPL3, 0), GP, 0),
+            ("a gate beyond the GDT", gate(0x7f8, TARGET, CALL_GATE32 | DPL3, 0), GP, 0x7f8),
+            ("a gate to data", gate(DATA32, TARGET, CALL_GATE32 | DPL3, 0), GP, DATA32),
         ] {
             let mut m = Machine::outer(code);
             m.set(0, gate);
-            m.set(1, descriptor);
             let out = m.run();
             out.faults(vector, error, 0, what);
             check_eq!(out.regs.cs, OUTER_CODE, "CS after {name} through {what}");
