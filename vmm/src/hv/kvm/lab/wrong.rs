@@ -12,6 +12,10 @@ use crate::sabotage::Flaw;
 
 /// `KVM_SIGNAL_MSI`.
 const SIGNAL_MSI: u32 = table::iow(0xa5, 32);
+/// `KVM_SMI`, and `KVM_X86_SET_MCE` with the offset of its bank.
+const SMI: u32 = table::io(0xb7);
+const SET_MCE: u32 = table::iow(0x9e, 64);
+const MCE_BANK: usize = 32;
 /// `KVM_CAP_X86_USER_SPACE_MSR`, and its reason "the filter".
 const USER_SPACE_MSR: u32 = 188;
 const BY_FILTER: u64 = 1 << 2;
@@ -23,6 +27,9 @@ const TSC: u32 = 0x10;
 const TSC_ADJUST: u32 = 0x3b;
 const TSC_DEADLINE: u32 = 0x6e0;
 const LSTAR: u32 = 0xc000_0082;
+const SMBASE: u32 = 0x9e;
+/// What SMBASE is after a reset (SDM volume 3, "System Management Mode").
+const FIRST_SMBASE: u64 = 0x3_0000;
 /// IA32_VMX_TRUE_PROCBASED_CTLS, from which KVM makes the one without TRUE, and in its upper half "HLT
 /// exiting" (SDM volume 3, appendix A.3).
 const VMX_TRUE_PROCBASED: u32 = 0x48e;
@@ -141,6 +148,7 @@ impl WrongLab {
     fn forget(&self, vcpu: &mut KvmVcpu) -> Result<(), Errno> {
         match self.flaw {
             Some(Flaw::MoveForgetsMsr) => self.set_msr(vcpu, LSTAR, 0),
+            Some(Flaw::MoveForgetsSmbase) => self.set_msr(vcpu, SMBASE, FIRST_SMBASE),
             Some(Flaw::MoveForgetsXsave) => {
                 let structure = (table::GET_XSAVE, table::SET_XSAVE, self.lab.xsave_size());
                 // The XMM registers of the legacy area, and from the header that there is SSE or
@@ -203,7 +211,12 @@ impl Lab for WrongLab {
             (Some(Flaw::EventsLost), Target::Vcpu, table::SET_EVENTS)
             | (Some(Flaw::DebugLost), Target::Vcpu, table::SET_GUEST_DEBUG)
             | (Some(Flaw::NestedLost), Target::Vcpu, table::SET_NESTED_STATE)
+            | (Some(Flaw::SmiLost), Target::Vcpu, SMI)
             | (Some(Flaw::ClockIgnored), Target::Vm, table::SET_CLOCK) => Ok(0),
+            (Some(Flaw::MceBank), Target::Vcpu, SET_MCE) => {
+                bytes.get_mut(MCE_BANK).into_iter().for_each(|bank| *bank = 0);
+                self.lab.ioctl(vcpu, target, number, bytes, value)
+            }
             (Some(Flaw::MsiLost), Target::Vm, SIGNAL_MSI) => Ok(1),
             _ => self.lab.ioctl(vcpu, target, number, bytes, value),
         }
@@ -234,6 +247,7 @@ impl Lab for WrongLab {
     fn slot(&self, slot: Slot) -> Result<(), Errno> {
         let slot = match self.flaw {
             Some(Flaw::SlotUndead) if slot.size == 0 => return Ok(()),
+            Some(Flaw::SpacesMixed) => Slot { slot: slot.slot & 0xffff, ..slot },
             Some(Flaw::ReadOnlyIgnored) => Slot { flags: slot.flags & !READ_ONLY, ..slot },
             _ => slot,
         };
