@@ -73,7 +73,11 @@ fn crystal_hz() -> Option<u64> {
 /// MSR_KVM_SYSTEM_TIME_NEW): ns = (ticks << shift) * mul >> 32.
 fn kvmclock_hz() -> Option<u64> {
     const SYSTEM_TIME: u32 = 0x4b56_4d01;
-    if &cpuid::signature(0x4000_0000) != b"KVMKVMKVM\0\0\0" || !cpuid::KVM_CLOCK.present() {
+    // KVM's leaves are the first ones, or those behind Hyper-V's.
+    let bases = [0x4000_0000, 0x4000_0100];
+    let base = bases.into_iter().find(|&base| &cpuid::signature(base) == b"KVMKVMKVM\0\0\0")?;
+    // Bit 3: the clock by the MSR above.
+    if cpuid::leaf(base + 1, 0).eax & 1 << 3 == 0 {
         return None;
     }
     #[repr(C, align(64))]

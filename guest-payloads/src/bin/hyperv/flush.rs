@@ -26,6 +26,7 @@ fn reader(_: u64) -> u64 {
         let asked = ASKED.load(SeqCst);
         FOUND.store(mem::read(AT).unwrap_or(0), SeqCst);
         ANSWERED.store(asked, SeqCst);
+        reg::pause();
     }
     0
 }
