@@ -80,6 +80,7 @@ pub mod lab;
 pub mod line;
 pub mod mem;
 pub mod paging;
+pub mod pci;
 pub mod pic;
 pub mod port;
 pub mod reg;

@@ -45,6 +45,12 @@ impl Backplane for KvmBackplane {
         }
     }
 
+    fn message(&self, address: u64, data: u32) {
+        if self.vm.get().message(address, data).is_err() {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     fn deadline(&self, _: Nanos) {
         self.wake.wake();
     }

@@ -126,6 +126,10 @@ impl Backplane for WrongLines {
         self.behind.remap_page(gpa);
     }
 
+    fn message(&self, address: u64, data: u32) {
+        self.behind.message(address, data);
+    }
+
     fn deadline(&self, at: Nanos) {
         self.behind.deadline(at);
     }

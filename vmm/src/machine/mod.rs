@@ -7,14 +7,20 @@ pub mod acpi;
 mod error;
 mod lines;
 mod log;
+mod manual;
 mod pc;
+mod pci;
+mod slots;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use error::BoardError;
 pub use log::{ExitLog, Logged};
+pub use manual::{ManualClock, Nowhere};
 pub use pc::{PcConfig, pc};
+pub use pci::{MSI_END, MSI_START};
+pub use slots::{PCI_GSIS, PciDevice};
 
 use crate::access::{Access, Dir, IoError, Size};
 use crate::bus::{Bus, DeviceId, Route};
@@ -22,6 +28,7 @@ use crate::device::{Action, Actions, At, Clock, Device, Env, Nanos, StateError};
 use crate::exit::{Entry, Exit, Stop, SystemEvent};
 use crate::ram::GuestRam;
 use lines::{GSIS, Lines};
+use pci::Pci;
 
 /// What the board needs of whoever drives it: KVM and the host, a recorder, a fuzzer.
 pub trait Backplane: Send + Sync {
@@ -34,43 +41,13 @@ pub trait Backplane: Send + Sync {
     /// The mapping of the page at `gpa` is to be dropped and made again.
     fn remap_page(&self, gpa: u64);
 
+    /// A message-signalled interrupt arrives at the local APICs: a dword that is written to an address
+    /// from [`MSI_START`] to [`MSI_END`].
+    fn message(&self, address: u64, data: u32);
+
     /// A device wants [`Machine::advance`] to be called at this time, earlier than any it named
     /// before.
     fn deadline(&self, at: Nanos);
-}
-
-/// A backplane that leads nowhere: for boards in benches and tests that look at answers only.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Nowhere;
-
-impl Backplane for Nowhere {
-    fn set_line(&self, _: u32, _: bool) {}
-    fn output(&self, _: &'static str, _: u8) {}
-    fn remap_page(&self, _: u64) {}
-    fn deadline(&self, _: Nanos) {}
-}
-
-/// A clock that stands still until it is moved: for tests, fuzzing and replay.
-#[derive(Debug, Default)]
-pub struct ManualClock(AtomicU64);
-
-impl ManualClock {
-    /// Moves time forward, or nowhere if it would pass the end of time.
-    pub fn advance(&self, by: Nanos) {
-        let now = self.0.load(Ordering::Relaxed);
-        self.0.store(now.saturating_add(by), Ordering::Relaxed);
-    }
-
-    /// Sets the time; only a restored state makes it go back.
-    pub fn set(&self, to: Nanos) {
-        self.0.store(to, Ordering::Relaxed);
-    }
-}
-
-impl Clock for ManualClock {
-    fn now(&self) -> Nanos {
-        self.0.load(Ordering::Relaxed)
-    }
 }
 
 /// What belongs to one vCPU, or to whoever else hands exits to the board: nothing of it is shared.
@@ -135,6 +112,7 @@ pub struct Machine {
     clock: Arc<dyn Clock>,
     backplane: Arc<dyn Backplane>,
     lines: Lines,
+    pci: Option<Box<Pci>>,
 }
 
 /// The state of every device, and the time.
@@ -156,6 +134,7 @@ impl Machine {
             clock,
             backplane,
             lines: Lines::default(),
+            pci: None,
         }
     }
 
@@ -175,30 +154,39 @@ impl Machine {
             let (regions, bases) = (regions.len(), bases.len());
             return Err(BoardError::Bases { device: name, regions, bases });
         }
-        for slot in &self.slots {
-            let other = slot.name;
-            if other == name {
-                return Err(BoardError::Taken { device: name, what: "name", other });
-            }
-            if gsi.is_some() && slot.gsi == gsi {
-                return Err(BoardError::Taken { device: name, what: "interrupt line", other });
-            }
+        let sharer = self.slots.iter().find(|slot| gsi.is_some() && slot.gsi == gsi);
+        if let Some(other) = sharer.map(|slot| slot.name) {
+            return Err(BoardError::Taken { device: name, what: "interrupt line", other });
         }
-        if let Some(gsi) = gsi.filter(|&gsi| gsi >= GSIS) {
-            return Err(BoardError::Gsi { device: name, gsi });
-        }
-        let id = DeviceId::try_from(self.slots.len()).expect("a board has fewer than 2^16 devices");
+        let id = self.insert(device, gsi)?;
         for (index, (&region, &base)) in regions.iter().zip(bases).enumerate() {
             let index = u8::try_from(index).expect("a device has fewer than 256 regions");
             self.bus
                 .map(base, region, id, index)
                 .map_err(|source| BoardError::Map { device: name, source })?;
         }
+        Ok(())
+    }
+
+    /// A slot for a device that is on no bus yet.
+    fn insert(
+        &mut self,
+        device: Box<dyn Device>,
+        gsi: Option<u32>,
+    ) -> Result<DeviceId, BoardError> {
+        let name = device.name();
+        if let Some(other) = self.slots.iter().map(|slot| slot.name).find(|&other| other == name) {
+            return Err(BoardError::Taken { device: name, what: "name", other });
+        }
+        if let Some(gsi) = gsi.filter(|&gsi| gsi >= GSIS) {
+            return Err(BoardError::Gsi { device: name, gsi });
+        }
+        let id = DeviceId::try_from(self.slots.len()).expect("a board has fewer than 2^16 devices");
         let deadline = AtomicU64::new(device.deadline().unwrap_or(NO_DEADLINE));
         let drives = device.drives() != 0;
         let inner = Mutex::new(Inner { device, level: false, lines: 0 });
         self.slots.push(Slot { name, gsi, drives, inner, deadline });
-        Ok(())
+        Ok(id)
     }
 
     /// Guest memory.
@@ -243,7 +231,7 @@ impl Machine {
         let value = match self.bus.route(access) {
             Route::To(id, at) => self.call(cx, id, at, access, &mut stop),
             Route::Split(first) => self.split(cx, access, first, &mut stop),
-            Route::Nobody => self.nobody(cx, access),
+            Route::Nobody => self.nobody(cx, access, &mut stop),
         };
         match (stop, access.dir) {
             (Some(stop), _) => Entry::Stop(stop),
@@ -304,7 +292,7 @@ impl Machine {
                     continue;
                 }
                 Route::To(id, at) => value |= self.call(cx, id, at, &piece, stop) << (8 * done),
-                Route::Nobody => value |= self.nobody(cx, &piece) << (8 * done),
+                Route::Nobody => value |= self.nobody(cx, &piece, stop) << (8 * done),
             }
             done += size.bytes();
             if done >= total {
@@ -314,8 +302,17 @@ impl Machine {
         }
     }
 
+    /// What is on no fixed place of the board: on its PCI bus, or nowhere.
     #[inline]
-    fn nobody(&self, cx: &mut Context, access: &Access) -> u64 {
+    fn nobody(&self, cx: &mut Context, access: &Access, stop: &mut Option<Stop>) -> u64 {
+        match &self.pci {
+            Some(pci) => self.on_pci(pci, cx, access, stop),
+            None => self.unclaimed(cx, access),
+        }
+    }
+
+    #[inline]
+    fn unclaimed(&self, cx: &mut Context, access: &Access) -> u64 {
         cx.faults[IoError::Unclaimed as usize] += 1;
         access.size.mask()
     }
@@ -360,6 +357,7 @@ impl Machine {
             Action::PowerOff => return Some(Stop::PowerOff),
             Action::Sleep(state) => return Some(Stop::Sleep(state)),
             Action::RemapPage(gpa) => self.backplane.remap_page(gpa),
+            Action::Message { address, data } => self.message(address, data),
             // Nothing on this board hangs on either: A20 is always open, and a POST code is in
             // the log of exits.
             Action::Post(_) | Action::A20(_) => {}
@@ -444,10 +442,11 @@ impl Machine {
 
     /// Resets every device. RAM keeps its contents, as under a PC's reset line.
     pub fn reset(&self, cx: &mut Context) {
-        for slot in &self.slots {
+        for (id, slot) in self.slots.iter().enumerate() {
             let mut inner = slot.lock();
             inner.device.reset(&mut Env::new(&*self.clock, &self.ram, &mut cx.actions));
             self.settle(cx, slot, &mut inner, &mut None);
+            self.follow(id as DeviceId, &*inner.device);
         }
     }
 
@@ -462,13 +461,14 @@ impl Machine {
     /// # Errors
     /// When a device refuses its state, or the boards differ; devices before it are changed.
     pub fn restore(&self, cx: &mut Context, state: &MachineState) -> Result<(), StateError> {
-        for slot in &self.slots {
+        for (id, slot) in self.slots.iter().enumerate() {
             let missing = || StateError { device: slot.name, what: "is missing".to_owned() };
             let (_, bytes) =
                 state.devices.iter().find(|(name, _)| name == slot.name).ok_or_else(missing)?;
             let mut inner = slot.lock();
             inner.device.restore(bytes)?;
             self.settle(cx, slot, &mut inner, &mut None);
+            self.follow(id as DeviceId, &*inner.device);
         }
         Ok(())
     }

@@ -81,6 +81,9 @@ impl Backplane for Seen {
     fn remap_page(&self, gpa: u64) {
         self.note(format!("remap {gpa:#x}"));
     }
+    fn message(&self, address: u64, data: u32) {
+        self.note(format!("message {address:#x} {data:#x}"));
+    }
     fn deadline(&self, at: Nanos) {
         self.note(format!("deadline {at}"));
     }
