@@ -57,7 +57,7 @@ impl Rig {
     /// When the host has no memory for it.
     pub fn new() -> Rig {
         let ram = GuestRam::new(MIN_SIZE, Backing::Auto).expect("the host has 2 MiB");
-        let config = PcConfig { cpus: 1, unix_time: 0 };
+        let config = PcConfig { cpus: 1, ..PcConfig::default() };
         let clock = Arc::new(ManualClock::default());
         let machine = pc(&config, ram, clock, Arc::new(Nowhere)).expect("a PC");
         Rig { machine, cx: Context::new() }

@@ -18,6 +18,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use arbitrary::Unstructured;
 use vmm::access::{Access, Dir, Size, Space};
 use vmm::bus::Mapping;
+use vmm::chips::pci::{DATA_PORT, Slot};
 use vmm::exit::{Exit, SystemEvent};
 use vmm::script::replay::{Outcome, Player, Trace};
 use vmm::script::{Answer, Op, Script, Step};
@@ -72,6 +73,8 @@ struct Generator<'a> {
     script: Script,
     outcomes: Vec<Outcome>,
     mappings: Vec<Mapping>,
+    /// Slots of the PCI bus with a function.
+    functions: Vec<Slot>,
     devices: Vec<&'static str>,
     /// The kinds of operation that there are.
     mask: u16,
@@ -87,7 +90,9 @@ struct Generator<'a> {
 impl<'a> Generator<'a> {
     fn new(bytes: &'a [u8], board: &Board<'a>, player: Player<'a>) -> Generator<'a> {
         let machine = player.machine();
-        let mappings: Vec<Mapping> = machine.bus().mappings().copied().collect();
+        let fixed = machine.bus().mappings().copied();
+        let mappings: Vec<Mapping> = fixed.chain(machine.pci_mappings()).collect();
+        let functions = machine.pci_functions().map(|(slot, _)| slot).collect();
         let devices: Vec<_> = machine.devices().collect();
         let first = mappings.first().map_or((Space::Port, 0), |m| (m.region.space, m.base));
         let mut generator = Generator {
@@ -96,6 +101,7 @@ impl<'a> Generator<'a> {
             script: Script::new(board.spec.clone(), []),
             outcomes: Vec::new(),
             mappings,
+            functions,
             devices,
             mask: 0,
             focus: None,
@@ -211,6 +217,9 @@ impl<'a> Generator<'a> {
     /// An access inside a region.
     fn register(&mut self, write: bool) {
         let Some(m) = self.mapping() else { return self.nowhere() };
+        if (m.region.space, m.base) == (Space::Port, DATA_PORT) {
+            self.select();
+        }
         let size = self.size(&m);
         // Of a large region, mostly the first registers.
         let near = if m.region.len > 64 && self.byte() < 0xc0 { 64 } else { m.region.len };
@@ -218,6 +227,16 @@ impl<'a> Generator<'a> {
         let offset = if self.byte() < 0xe0 { offset - offset % size.bytes() } else { offset };
         let access = self.make(m.region.space, m.base + offset, size, write);
         self.access(access);
+    }
+
+    /// Selects a dword of a function's configuration space: mostly of the header, or of what comes next.
+    fn select(&mut self) {
+        let (slot, offset) = (self.byte(), self.byte());
+        let n = self.functions.len();
+        let slot = if n > 0 { self.functions[usize::from(slot) % n].number() } else { slot };
+        let offset = if offset < 0xe0 { offset % 0x60 } else { offset };
+        let address = 1 << 31 | u64::from(slot) << 8 | u64::from(offset & !3);
+        self.access(Access::write(Space::Port, DATA_PORT - 4, Size::B4, address));
     }
 
     fn make(&mut self, space: Space, addr: u64, size: Size, write: bool) -> Access {

@@ -2,9 +2,10 @@
 //!
 //! Bytes become a [script](vmm::script) ([`generators`]), a script is held against what every
 //! board must obey ([`oracles`]). Both are plain functions, so seeds and regressions run under
-//! `cargo test -p fuzz` with a stable compiler; a libFuzzer target only calls [`board`].
+//! `cargo test -p fuzz` with a stable compiler; a libFuzzer target only calls [`board`], or [`pci`] for
+//! the board with a PCI bus.
 //!
-//! A second target, `wire`, is about [what emulated hosts report](wire), and has streams of bytes
+//! Another target, `wire`, is about [what emulated hosts report](wire), and has streams of bytes
 //! instead of scripts.
 //!
 //! With cargo-fuzz and a nightly compiler, from the workspace's root:
@@ -40,6 +41,7 @@ pub mod oracles;
 pub mod wire;
 
 use oracles::Restores;
+use vmm::machine::PciDevice;
 use vmm::script::BoardSpec;
 use vmm::script::replay::{self, Build};
 
@@ -61,14 +63,33 @@ impl Board<'static> {
     }
 }
 
+impl Board<'static> {
+    /// The same with a PCI bus and every device that goes there.
+    pub fn pci() -> Board<'static> {
+        let spec = BoardSpec { pci: Some(PciDevice::ALL.to_vec()), ..BoardSpec::default() };
+        Board { spec, ..Board::pc() }
+    }
+}
+
 /// What the target `board` does with its input.
 ///
 /// # Panics
 /// When a law is broken; the message holds the script.
 pub fn board(bytes: &[u8]) {
-    let board = Board::pc();
-    let generated = generators::script(bytes, &board);
-    if let Err(violation) = oracles::generated(&generated, &board, Restores::Eight) {
+    obeys(bytes, &Board::pc());
+}
+
+/// What the target `pci` does with its input.
+///
+/// # Panics
+/// When a law is broken; the message holds the script.
+pub fn pci(bytes: &[u8]) {
+    obeys(bytes, &Board::pci());
+}
+
+fn obeys(bytes: &[u8], board: &Board<'_>) {
+    let generated = generators::script(bytes, board);
+    if let Err(violation) = oracles::generated(&generated, board, Restores::Eight) {
         panic!("{violation}\n{}", generated.script);
     }
 }

@@ -98,6 +98,12 @@ pub struct Machine {
     /// Whether the guest finds ACPI tables, and can sleep in S3.
     #[serde(default)]
     pub acpi: bool,
+    /// Whether the board has a PCI bus; a device on it gives it one.
+    #[serde(default)]
+    pub pci: bool,
+    /// Devices on the PCI bus.
+    #[serde(default)]
+    pub devices: Vec<Device>,
     /// How the payload is loaded and entered.
     pub boot: Option<Boot>,
     /// What backs guest memory.
@@ -143,6 +149,10 @@ impl Machine {
         add("cpu-pm", self.cpu_pm.then(|| "on".into()));
         add("smm", self.smm.map(|v| v.word().into()));
         add("acpi", self.acpi.then(|| "on".into()));
+        add("pci", self.pci.then(|| "on".into()));
+        for device in &self.devices {
+            add("device", Some(device.word().into()));
+        }
         add("boot", self.boot.map(|v| v.word().into()));
         add("hugepages", self.hugepages.map(|v| v.word().into()));
         add("dirty-ring", self.dirty_ring.map(|n| n.to_string()));
@@ -202,6 +212,16 @@ words! {
         On = "on",
         /// No.
         Off = "off",
+    }
+}
+
+words! {
+    /// A device on the PCI bus.
+    Device {
+        /// The PCI test device of kvm-unit-tests.
+        PciTestdev = "pci-testdev",
+        /// The device for teaching: registers, an interrupt, DMA.
+        Edu = "edu",
     }
 }
 

@@ -72,7 +72,12 @@ const TABLE: &[(&str, Outcome, &str)] = &[
         "",
     ),
     ("[lenient]\nfile = a.flat\ntest_args = 0\nqemu_params = -cpu qemu64,+3dnow,+svm\n", Pass, ""),
-    ("[device]\nfile = a.flat\nqemu_params = -device edu\n", Skip, "it wants PCI (`-device edu`)"),
+    (
+        "[device]\nfile = a.flat\nqemu_params = -device amd-iommu\n",
+        Skip,
+        "it wants an IOMMU (`-device amd-iommu`)",
+    ),
+    ("[pci]\nfile = a.flat\ntest_args = 0\nqemu_params = -device edu\n", Pass, ""),
     ("[arch]\nfile = a.flat\narch = i386\n", Skip, "it is for i386"),
     ("[checked]\nfile = a.flat\ntest_args = 0\ncheck = /proc/sys/kernel/ostype=Linux\n", Pass, ""),
     ("[check]\nfile = a.flat\ncheck = /proc/sys/kernel/ostype=Minix\n", Skip, "not `Linux`"),

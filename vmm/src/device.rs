@@ -96,6 +96,13 @@ pub enum Action {
     Post(u8),
     /// The A20 gate is opened or closed.
     A20(bool),
+    /// A message-signalled interrupt: a dword that a PCI function writes to this bus address.
+    Message {
+        /// The address; a multiple of 4.
+        address: u64,
+        /// The dword.
+        data: u32,
+    },
 }
 
 /// The actions of one access, in order. It lives with the vCPU, so none of them allocates.
@@ -197,7 +204,8 @@ pub trait Device: Send + fmt::Debug {
     /// What it is called in reports and scripts, unique on a board: `com1`, `rtc`.
     fn name(&self) -> &'static str;
 
-    /// The address ranges it decodes; always the same for one device.
+    /// The address ranges it decodes; always the same for one device. The first of a PCI function is
+    /// its configuration space ([`crate::chips::pci`]).
     fn regions(&self) -> &'static [Region];
 
     /// The guest reads. Bits of the answer above `size` are ignored.
@@ -216,6 +224,19 @@ pub trait Device: Send + fmt::Debug {
     /// board samples it after each call.
     fn irq(&self) -> bool {
         false
+    }
+
+    /// Where the region lies now, if that is for the guest to say: of a PCI function, what a base
+    /// address register claims. `None` while it is not decoded. The board asks after each write to
+    /// the configuration space, a reset and a restore.
+    fn base(&self, region: u8) -> Option<u64> {
+        let _ = region;
+        None
+    }
+
+    /// The PCI configuration address that the device holds, if it is the one that does.
+    fn config_address(&self) -> Option<u32> {
+        None
     }
 
     /// GSIs 0 to 31 that the device can drive past its own line, as a bit set; always the same for

@@ -30,7 +30,7 @@ use crate::host::memory;
 use crate::hv::kvm::{CurrentVm, Host, KvmConfig, KvmLab, KvmVcpu};
 use crate::hv::{Vcpu, Vm};
 use crate::lab::Relay;
-use crate::machine::{Backplane, Context, Machine, PcConfig, acpi, pc};
+use crate::machine::{Backplane, Context, Machine, PcConfig, PciDevice, acpi, pc};
 use crate::ram::{Backing, GuestRam};
 use crate::run::report::VcpuReport;
 use crate::run::{Control, Ended, Handler};
@@ -80,6 +80,8 @@ pub struct Options {
     /// The guest finds ACPI tables, and sleeps in S3 until something wakes it. Without them, going to
     /// sleep is an end, and so it is while exits are recorded and where the guest has a lab.
     pub acpi: bool,
+    /// What is on the board's PCI bus beside the host bridge; `None` if it has no such bus.
+    pub pci: Option<Vec<PciDevice>>,
     /// The guest starts again: what it wrote to a file before stays there.
     pub again: bool,
 }
@@ -304,7 +306,7 @@ fn prepare(options: &mut Options) -> Result<Prepared, LaunchError> {
     }
     let ram = GuestRam::new(options.memory, options.backing)?;
     let tables = match options.acpi {
-        true => Some(acpi_tables(&options.topology)?),
+        true => Some(acpi_tables(options)?),
         false => None,
     };
     let reserved: Vec<MemRange> = tables
@@ -337,9 +339,11 @@ fn prepare(options: &mut Options) -> Result<Prepared, LaunchError> {
 }
 
 /// The tables for these vCPUs.
-fn acpi_tables(topology: &Topology) -> Result<Vec<u8>, LaunchError> {
+fn acpi_tables(options: &Options) -> Result<Vec<u8>, LaunchError> {
+    let topology = &options.topology;
     let ids: Vec<u32> = (0..topology.cpus()).map(|index| topology.apic_id(index)).collect();
-    acpi::tables(&ids).ok_or(LaunchError::AcpiTables)
+    let board = acpi::Described { apic_ids: &ids, pci: options.pci.is_some() };
+    acpi::tables(&board).ok_or(LaunchError::AcpiTables)
 }
 
 /// A VM around memory that is filled, with a board of its own, and its first vCPU at `start`.
@@ -391,6 +395,7 @@ fn assemble(
         cpus: u16::try_from(cpus).unwrap_or(u16::MAX),
         // A host whose clock stands before 1970 has guests that start there.
         unix_time: unix_time.map_or(0, |t| t.as_secs()),
+        pci: options.pci.clone(),
     };
     let recorder = match &options.trace {
         None => None,

@@ -81,6 +81,7 @@ pub mod legacy;
 pub mod line;
 pub mod mem;
 pub mod paging;
+pub mod pci;
 pub mod pic;
 pub mod port;
 pub mod reg;

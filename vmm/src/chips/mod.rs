@@ -1,4 +1,4 @@
-//! The chips of a PC that are not on a PCI bus: pure state machines over their registers.
+//! The chips of a PC, on a PCI bus or not: pure state machines over their registers.
 //!
 //! Each is written after its datasheet, whose sections it names, and obeys [`crate::laws`]. Where
 //! a chip lies and which line it drives is the board's choice; the addresses and GSIs that PCs
@@ -9,6 +9,7 @@ pub mod exit;
 pub mod fw_cfg;
 pub mod hyperv_testdev;
 pub mod i8042;
+pub mod pci;
 pub mod post;
 pub mod resets;
 pub mod rtc;

@@ -102,8 +102,8 @@ impl Device for Port92 {
 ///
 /// The machine is reset as bit 2 of that register goes from 0 to 1. What kind of reset bits 1 and 3 ask
 /// for makes no difference here; they read as written. The address (PCI Local Bus 3.0, 3.2.2.3.2)
-/// reads as written, too, but for the bits that are 0. There is no PCI bus behind it: nobody answers
-/// at the data port.
+/// reads as written, too, but for the bits that are 0. What it selects is at the data port, if the
+/// board has a PCI bus.
 #[derive(Clone, Debug, Default)]
 pub struct ResetControl {
     regs: Regs,
@@ -154,6 +154,10 @@ impl Device for ResetControl {
             _ => return Err(IoError::NoRegister),
         }
         Ok(())
+    }
+
+    fn config_address(&self) -> Option<u32> {
+        Some(self.regs.address)
     }
 
     fn reset(&mut self, _: &mut Env<'_>) {

@@ -10,6 +10,7 @@ use vmm::exit::Stop;
 use vmm::hv::kvm::{DEV_KVM, Irqchip, KvmConfig, Smm};
 use vmm::hyperv::Enlightenments;
 use vmm::launch::{self, Options, Serial};
+use vmm::machine::PciDevice;
 use vmm::payload;
 use vmm::ram::Backing;
 use vmm::units;
@@ -163,6 +164,14 @@ pub struct Run {
     #[arg(long, value_name = "LIST", default_value = "", hide_default_value = true)]
     hyperv: Enlightenments,
 
+    /// Whether the board has a PCI bus; --device gives it one.
+    #[arg(long, value_name = "WHETHER")]
+    pci: Option<OnOff>,
+
+    /// A device on the PCI bus: pci-testdev or edu. May be given for each of them.
+    #[arg(long, value_name = "NAME")]
+    device: Vec<PciDevice>,
+
     /// Where the first serial port leads: stdio, null or file:PATH.
     #[arg(long, value_name = "WHERE", default_value = "stdio")]
     serial: Serial,
@@ -294,6 +303,22 @@ impl Run {
                         here they are told apart by APIC IDs; leave one of the two out"
                 .to_owned());
         }
+        let mut before = self.device.iter();
+        while let Some(device) = before.next_back() {
+            if before.as_slice().contains(device) {
+                return Err(format!("--device {device} is given twice; a board has one of it"));
+            }
+        }
+        let pci = match (self.pci, self.device.first()) {
+            (Some(OnOff::Off), Some(device)) => {
+                return Err(format!(
+                    "--pci off with --device {device}: that is on the PCI bus; leave one of the \
+                     two out"
+                ));
+            }
+            (Some(OnOff::On), _) | (None, Some(_)) => Some(self.device),
+            (Some(OnOff::Off) | None, None) => None,
+        };
         let (mut cmdline, mut image) = (self.cmdline, None);
         let kernel = match (self.kernel, self.payload) {
             (Some(kernel), _) => kernel,
@@ -352,6 +377,7 @@ impl Run {
             lab: self.lab,
             keep_halted: self.keep_halted,
             acpi: self.acpi == OnOff::On,
+            pci,
             again: false,
         })
     }

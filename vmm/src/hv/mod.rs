@@ -80,6 +80,12 @@ pub trait Vm: Send + Sync {
     /// When there is no such line.
     fn set_line(&self, gsi: u32, level: bool) -> Result<(), HvError>;
 
+    /// Sends an interrupt message: a dword that is written to an address of the local APICs.
+    ///
+    /// # Errors
+    /// When the host refuses, or no local APIC is there.
+    fn message(&self, address: u64, data: u32) -> Result<(), HvError>;
+
     /// Drops the guest's mapping of the page at `gpa`, so that its next access faults it in
     /// again. The page stays accessible throughout. Does nothing where there is no RAM.
     ///

@@ -55,6 +55,12 @@ impl Backplane for KvmBackplane {
         self.count(self.vm.watch_sint(vp, sint));
     }
 
+    fn message(&self, address: u64, data: u32) {
+        if self.vm.get().message(address, data).is_err() {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     fn deadline(&self, _: Nanos) {
         self.wake.wake();
     }

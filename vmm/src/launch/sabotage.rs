@@ -134,6 +134,10 @@ impl Backplane for WrongLines {
         self.behind.watch_sint(vp, sint);
     }
 
+    fn message(&self, address: u64, data: u32) {
+        self.behind.message(address, data);
+    }
+
     fn deadline(&self, at: Nanos) {
         self.behind.deadline(at);
     }

@@ -9,6 +9,7 @@
 //! | DSDT | the sleep types of S3 and S5 |
 //! | MADT | a local APIC for each vCPU, and the I/O APIC |
 
+use super::PCI_GSIS;
 use crate::chips::acpi_pm as pm;
 
 /// Where the tables lie: at the beginning of the area in which a guest looks for the root pointer
@@ -35,9 +36,18 @@ const fn sleep_state(digit: u8, kind: u8) -> [u8; 14] {
     [name, b'_', b'S', digit, b'_', package, 8, 4, byte, kind, byte, kind, 0, 0]
 }
 
-/// The tables for a board with these APIC IDs, as they lie from [`BASE`] on; `None` if there are more
-/// processors than there is room for.
-pub fn tables(apic_ids: &[u32]) -> Option<Vec<u8>> {
+/// What of a board is in its tables.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Described<'a> {
+    /// The ID of each processor's local APIC.
+    pub apic_ids: &'a [u32],
+    /// There is a PCI bus, so its lines are told.
+    pub pci: bool,
+}
+
+/// The tables of a board, as they lie from [`BASE`] on; `None` if there are more processors than there
+/// is room for.
+pub fn tables(board: &Described<'_>) -> Option<Vec<u8>> {
     let mut all = vec![0; FACS + FACS_BYTES];
     all[FACS..FACS + 4].copy_from_slice(b"FACS");
     all[FACS + 4..FACS + 8].copy_from_slice(&(FACS_BYTES as u32).to_le_bytes());
@@ -52,7 +62,7 @@ pub fn tables(apic_ids: &[u32]) -> Option<Vec<u8>> {
     let states = [sleep_state(b'3', pm::SLP_TYP_S3), sleep_state(b'5', pm::SLP_TYP_S5)];
     let dsdt = add(b"DSDT", 2, states.as_flattened());
     let fadt = add(b"FACP", 3, &fadt(BASE + FACS as u64, dsdt));
-    let madt = add(b"APIC", 3, &madt(apic_ids));
+    let madt = add(b"APIC", 3, &madt(board));
     let short: Vec<u8> = [fadt, madt].iter().flat_map(|at| (*at as u32).to_le_bytes()).collect();
     let long: Vec<u8> = [fadt, madt].iter().flat_map(|at| at.to_le_bytes()).collect();
     let rsdt = add(b"RSDT", 1, &short);
@@ -136,7 +146,8 @@ fn fadt(facs: u64, dsdt: u64) -> Vec<u8> {
 }
 
 /// What follows the MADT's header: section 5.2.12.
-fn madt(apic_ids: &[u32]) -> Vec<u8> {
+fn madt(board: &Described<'_>) -> Vec<u8> {
+    let Described { apic_ids, pci } = *board;
     let mut bytes = Vec::new();
     bytes.extend(0xfee0_0000_u32.to_le_bytes());
     // There are PICs, too.
@@ -153,10 +164,17 @@ fn madt(apic_ids: &[u32]) -> Vec<u8> {
     // The I/O APIC: its ID, its address, its first GSI.
     bytes.extend([1, 12, 0, 0]);
     bytes.extend([0xfec0_0000_u32, 0].map(u32::to_le_bytes).as_flattened());
-    // The SCI's line is level triggered and active high.
-    bytes.extend([2, 10, 0, pm::GSI as u8]);
-    bytes.extend(pm::GSI.to_le_bytes());
-    bytes.extend(0b1101_u16.to_le_bytes());
+    // The SCI's line is level triggered and active high, and so are those of the PCI bus.
+    let mut level = vec![pm::GSI];
+    if pci {
+        level.extend(PCI_GSIS);
+        level.dedup();
+    }
+    for gsi in level {
+        bytes.extend([2, 10, 0, gsi as u8]);
+        bytes.extend(gsi.to_le_bytes());
+        bytes.extend(0b1101_u16.to_le_bytes());
+    }
     // NMI on LINT1 of every processor; those with an x2APIC ID have a form of their own.
     bytes.extend([4, 6, 0xff, 0, 0, 1]);
     if apic_ids.iter().any(|id| *id >= 255) {
@@ -178,6 +196,21 @@ mod tests {
         u32::from_le_bytes(bytes[from..from + 4].try_into().expect("four"))
     }
 
+    fn board(apic_ids: &[u32], pci: bool) -> Option<Vec<u8>> {
+        tables(&Described { apic_ids, pci })
+    }
+
+    /// The entries of the MADT: their types, and what follows type and length.
+    fn entries(all: &[u8]) -> Vec<(u8, &[u8])> {
+        let madt = whole(all, u32_at(whole(all, u32_at(all, 16), b"RSDT"), HEADER + 4), b"APIC");
+        let (mut entries, mut rest) = (Vec::new(), &madt[HEADER + 8..]);
+        while let [kind, len, ..] = *rest {
+            entries.push((kind, &rest[2..usize::from(len)]));
+            rest = &rest[usize::from(len)..];
+        }
+        entries
+    }
+
     /// The table at an address, with its signature and its sum checked.
     fn whole<'a>(all: &'a [u8], address: u32, signature: &[u8; 4]) -> &'a [u8] {
         let len = u32_at(at(all, address.into(), HEADER), 4) as usize;
@@ -189,7 +222,7 @@ mod tests {
 
     #[test]
     fn every_table_is_found_from_the_root_by_either_way() {
-        let all = tables(&[0, 1]).expect("room");
+        let all = board(&[0, 1], false).expect("room");
         assert_eq!(&all[..8], b"RSD PTR ");
         assert_eq!((checksum(&all[..20]), checksum(&all[..36])), (0, 0));
         let (rsdt, xsdt) = (u32_at(&all, 16), u32_at(&all, 24));
@@ -211,16 +244,20 @@ mod tests {
 
     #[test]
     fn each_processor_has_an_entry_as_wide_as_its_id() {
-        let all = tables(&[0, 254, 255, 300]).expect("room");
-        let madt = whole(&all, u32_at(whole(&all, u32_at(&all, 16), b"RSDT"), HEADER + 4), b"APIC");
-        let (mut entries, mut rest) = (Vec::new(), &madt[HEADER + 8..]);
-        while let [kind, len, ..] = *rest {
-            entries.push((kind, &rest[2..usize::from(len)]));
-            rest = &rest[usize::from(len)..];
-        }
+        let all = board(&[0, 254, 255, 300], false).expect("room");
+        let entries = entries(&all);
         let kinds: Vec<u8> = entries.iter().map(|(kind, _)| *kind).collect();
         assert_eq!(kinds, [0, 0, 9, 9, 1, 2, 4, 0xa]);
         assert_eq!((entries[1].1[1], u32_at(entries[3].1, 2)), (254, 300));
-        assert!(tables(&vec![300; 10_000]).is_none());
+        assert!(board(&vec![300; 10_000], false).is_none());
+    }
+
+    #[test]
+    fn the_lines_of_a_pci_bus_are_level_triggered() {
+        let all = board(&[0], true).expect("room");
+        let entries = entries(&all);
+        let level = entries.iter().filter(|(kind, _)| *kind == 2);
+        let told = level.map(|(_, e)| (e[1], u32_at(e, 2), e[6])).collect::<Vec<_>>();
+        assert_eq!(told, [(9, 9, 0xd), (10, 10, 0xd), (11, 11, 0xd)]);
     }
 }

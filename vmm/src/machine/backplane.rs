@@ -15,6 +15,10 @@ pub trait Backplane: Send + Sync {
     /// The mapping of the page at `gpa` is to be dropped and made again.
     fn remap_page(&self, gpa: u64);
 
+    /// A message-signalled interrupt arrives at the local APICs: a dword that is written to an address
+    /// from [`MSI_START`](super::MSI_START) to [`MSI_END`](super::MSI_END).
+    fn message(&self, address: u64, data: u32);
+
     /// The interrupt of source `sint` of virtual processor `vp`'s synthetic interrupt controller is
     /// requested.
     fn raise_sint(&self, vp: u32, sint: u8);
@@ -36,6 +40,7 @@ impl Backplane for Nowhere {
     fn set_line(&self, _: u32, _: bool) {}
     fn output(&self, _: &'static str, _: u8) {}
     fn remap_page(&self, _: u64) {}
+    fn message(&self, _: u64, _: u32) {}
     fn raise_sint(&self, _: u32, _: u8) {}
     fn watch_sint(&self, _: u32, _: u8) {}
     fn deadline(&self, _: Nanos) {}

@@ -42,4 +42,10 @@ pub enum BoardError {
         /// Places that it was given.
         bases: usize,
     },
+    /// A PCI function for a board that has no PCI bus.
+    #[error("device `{0}` is a PCI function, and the board has no PCI bus; give it one first")]
+    NoPci(&'static str),
+    /// A PCI bus without the register that selects what is on it.
+    #[error("the PCI bus: no device `{0}` with a configuration address; add that one first")]
+    NoAddress(&'static str),
 }

@@ -9,6 +9,8 @@ mod error;
 mod lines;
 mod log;
 mod pc;
+mod pci;
+mod slots;
 mod synic;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,6 +20,8 @@ pub use backplane::{Backplane, ManualClock, Nowhere};
 pub use error::BoardError;
 pub use log::{ExitLog, Logged};
 pub use pc::{PcConfig, pc};
+pub use pci::{MSI_END, MSI_START};
+pub use slots::{PCI_GSIS, PciDevice};
 
 use crate::access::{Access, Dir, IoError, Size};
 use crate::bus::{Bus, DeviceId, Route};
@@ -25,6 +29,7 @@ use crate::device::{Action, Actions, At, Clock, Device, Env, Nanos, StateError};
 use crate::exit::{Entry, Exit, Stop, SystemEvent};
 use crate::ram::GuestRam;
 use lines::{GSIS, Lines};
+use pci::Pci;
 use synic::{Behind, Registers, Synic};
 
 /// What belongs to one vCPU, or to whoever else hands exits to the board: nothing of it is shared.
@@ -90,6 +95,7 @@ pub struct Machine {
     backplane: Arc<dyn Backplane>,
     lines: Lines,
     synic: Mutex<Synic>,
+    pci: Option<Box<Pci>>,
 }
 
 /// The state of every device, and the time.
@@ -112,6 +118,7 @@ impl Machine {
             backplane,
             lines: Lines::default(),
             synic: Mutex::default(),
+            pci: None,
         }
     }
 
@@ -131,30 +138,39 @@ impl Machine {
             let (regions, bases) = (regions.len(), bases.len());
             return Err(BoardError::Bases { device: name, regions, bases });
         }
-        for slot in &self.slots {
-            let other = slot.name;
-            if other == name {
-                return Err(BoardError::Taken { device: name, what: "name", other });
-            }
-            if gsi.is_some() && slot.gsi == gsi {
-                return Err(BoardError::Taken { device: name, what: "interrupt line", other });
-            }
+        let sharer = self.slots.iter().find(|slot| gsi.is_some() && slot.gsi == gsi);
+        if let Some(other) = sharer.map(|slot| slot.name) {
+            return Err(BoardError::Taken { device: name, what: "interrupt line", other });
         }
-        if let Some(gsi) = gsi.filter(|&gsi| gsi >= GSIS) {
-            return Err(BoardError::Gsi { device: name, gsi });
-        }
-        let id = DeviceId::try_from(self.slots.len()).expect("a board has fewer than 2^16 devices");
+        let id = self.insert(device, gsi)?;
         for (index, (&region, &base)) in regions.iter().zip(bases).enumerate() {
             let index = u8::try_from(index).expect("a device has fewer than 256 regions");
             self.bus
                 .map(base, region, id, index)
                 .map_err(|source| BoardError::Map { device: name, source })?;
         }
+        Ok(())
+    }
+
+    /// A slot for a device that is on no bus yet.
+    fn insert(
+        &mut self,
+        device: Box<dyn Device>,
+        gsi: Option<u32>,
+    ) -> Result<DeviceId, BoardError> {
+        let name = device.name();
+        if let Some(other) = self.slots.iter().map(|slot| slot.name).find(|&other| other == name) {
+            return Err(BoardError::Taken { device: name, what: "name", other });
+        }
+        if let Some(gsi) = gsi.filter(|&gsi| gsi >= GSIS) {
+            return Err(BoardError::Gsi { device: name, gsi });
+        }
+        let id = DeviceId::try_from(self.slots.len()).expect("a board has fewer than 2^16 devices");
         let deadline = AtomicU64::new(device.deadline().unwrap_or(NO_DEADLINE));
         let drives = device.drives() != 0;
         let inner = Mutex::new(Inner { device, level: false, lines: 0 });
         self.slots.push(Slot { name, gsi, drives, inner, deadline });
-        Ok(())
+        Ok(id)
     }
 
     /// Guest memory.
@@ -199,7 +215,7 @@ impl Machine {
         let value = match self.bus.route(access) {
             Route::To(id, at) => self.call(cx, id, at, access, &mut stop),
             Route::Split(first) => self.split(cx, access, first, &mut stop),
-            Route::Nobody => self.nobody(cx, access),
+            Route::Nobody => self.nobody(cx, access, &mut stop),
         };
         match (stop, access.dir) {
             (Some(stop), _) => Entry::Stop(stop),
@@ -260,7 +276,7 @@ impl Machine {
                     continue;
                 }
                 Route::To(id, at) => value |= self.call(cx, id, at, &piece, stop) << (8 * done),
-                Route::Nobody => value |= self.nobody(cx, &piece) << (8 * done),
+                Route::Nobody => value |= self.nobody(cx, &piece, stop) << (8 * done),
             }
             done += size.bytes();
             if done >= total {
@@ -270,8 +286,17 @@ impl Machine {
         }
     }
 
+    /// What is on no fixed place of the board: on its PCI bus, or nowhere.
     #[inline]
-    fn nobody(&self, cx: &mut Context, access: &Access) -> u64 {
+    fn nobody(&self, cx: &mut Context, access: &Access, stop: &mut Option<Stop>) -> u64 {
+        match &self.pci {
+            Some(pci) => self.on_pci(pci, cx, access, stop),
+            None => self.unclaimed(cx, access),
+        }
+    }
+
+    #[inline]
+    fn unclaimed(&self, cx: &mut Context, access: &Access) -> u64 {
         cx.faults[IoError::Unclaimed as usize] += 1;
         access.size.mask()
     }
@@ -317,6 +342,7 @@ impl Machine {
             Action::Sleep(state) => return Some(Stop::Sleep(state)),
             Action::RemapPage(gpa) => self.backplane.remap_page(gpa),
             Action::Synic(call) => self.synic().ask(&*self.backplane, call),
+            Action::Message { address, data } => self.message(address, data),
             // Nothing on this board hangs on either: A20 is always open, and a POST code is in
             // the log of exits.
             Action::Post(_) | Action::A20(_) => {}
@@ -419,10 +445,11 @@ impl Machine {
 
     /// Resets every device. RAM keeps its contents, as under a PC's reset line.
     pub fn reset(&self, cx: &mut Context) {
-        for slot in &self.slots {
+        for (id, slot) in self.slots.iter().enumerate() {
             let mut inner = slot.lock();
             inner.device.reset(&mut Env::new(&*self.clock, &self.ram, &mut cx.actions));
             self.settle(cx, slot, &mut inner, &mut None);
+            self.follow(id as DeviceId, &*inner.device);
         }
         *self.synic() = Synic::default();
     }
@@ -445,11 +472,12 @@ impl Machine {
             let missing = || StateError { device, what: "is missing".to_owned() };
             found.map(|(_, bytes)| bytes).ok_or_else(missing)
         };
-        for slot in &self.slots {
+        for (id, slot) in self.slots.iter().enumerate() {
             let bytes = of(slot.name)?;
             let mut inner = slot.lock();
             inner.device.restore(bytes)?;
             self.settle(cx, slot, &mut inner, &mut None);
+            self.follow(id as DeviceId, &*inner.device);
         }
         *self.synic() = Synic::restored(of(synic::NAME)?, &*self.backplane)?;
         Ok(())

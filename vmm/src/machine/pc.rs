@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Backplane, BoardError, Machine};
+use super::{Backplane, BoardError, Machine, PciDevice, slots};
 use crate::chips::acpi_pm::{self, AcpiPm, TimerWidth};
 use crate::chips::exit::{self, DebugExit};
 use crate::chips::fw_cfg::{self, FwCfg, Standard};
@@ -18,12 +18,15 @@ use crate::device::Clock;
 use crate::ram::GuestRam;
 
 /// What differs from one PC to the next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PcConfig {
     /// Number of vCPUs, for fw_cfg.
     pub cpus: u16,
     /// Wall-clock time at power-on, in seconds since 1970, for the RTC.
     pub unix_time: u64,
+    /// What is on its PCI bus beside the host bridge, each device at most once; `None` if it has no
+    /// such bus.
+    pub pci: Option<Vec<PciDevice>>,
 }
 
 /// A PC.
@@ -67,5 +70,8 @@ pub fn pc(
     let hyperv = HypervTestDevice::default();
     pc.add(Box::new(hyperv), &port(hyperv_testdev::BASE), None)?;
     pc.add(Box::new(TestDevice::new()), &testdev::BASES, None)?;
+    if let Some(devices) = &config.pci {
+        slots::add(&mut pc, devices)?;
+    }
     Ok(pc)
 }

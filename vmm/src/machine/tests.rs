@@ -87,6 +87,9 @@ impl Backplane for Seen {
     fn watch_sint(&self, vp: u32, sint: u8) {
         self.note(format!("watch {vp} {sint}"));
     }
+    fn message(&self, address: u64, data: u32) {
+        self.note(format!("message {address:#x} {data:#x}"));
+    }
     fn deadline(&self, at: Nanos) {
         self.note(format!("deadline {at}"));
     }

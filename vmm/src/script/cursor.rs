@@ -1,10 +1,11 @@
 //! One line of the text form, word by word.
 
 use super::parse::ParseError;
-use super::text::{LISTED, MACHINE, plain, stop_word};
+use super::text::{HOST, LISTED, MACHINE, plain, stop_word};
 use super::{Answer, BoardSpec, Effect, MAX_BYTES, Op, Step};
 use crate::access::{Access, Size, Space};
 use crate::exit::{Exit, Stop, SystemEvent};
+use crate::machine::PciDevice;
 
 /// How much of a wrong word an error shows, in characters.
 const SHOWN: usize = 40;
@@ -187,11 +188,14 @@ impl<'a> Cursor<'a> {
                 cpus.map(|v| board.cpus = v)
             } else if let Some(v) = value(b"unix-time=") {
                 number(v).map(|v| board.unix_time = v)
+            } else if let Some(v) = value(b"pci=") {
+                devices(v).map(|v| board.pci = Some(v))
             } else {
                 None
             };
             if done.is_none() {
-                let keys = "`memory=BYTES`, `cpus=1` to `cpus=65535` or `unix-time=SECONDS`";
+                let keys = "`memory=BYTES`, `cpus=1` to `cpus=65535`, `unix-time=SECONDS` or \
+                            `pci=host,DEVICE,...`";
                 return self.wrong(start, keys);
             }
         }
@@ -234,6 +238,10 @@ impl<'a> Cursor<'a> {
             b"sint" => Line::Effect(Effect::Sint {
                 vp: self.u32("a virtual processor")?,
                 sint: self.number("a source", 15)? as u8,
+            }),
+            b"message" => Line::Effect(Effect::Message {
+                address: self.u64("an address")?,
+                data: self.u32("a dword")?,
             }),
             b"deadline" => Line::Effect(Effect::Deadline(self.u64("nanoseconds")?)),
             word => {
@@ -415,6 +423,12 @@ fn number(word: &[u8]) -> Option<u64> {
     };
     // `from_str_radix` takes a sign; a script does not.
     if digits.starts_with('+') { None } else { u64::from_str_radix(digits, radix).ok() }
+}
+
+/// What is on a PCI bus, behind the host bridge.
+fn devices(word: &[u8]) -> Option<Vec<PciDevice>> {
+    let mut names = std::str::from_utf8(word).ok()?.split(',');
+    (names.next() == Some(HOST)).then(|| names.map(|name| name.parse().ok()).collect())?
 }
 
 fn size(word: &[u8]) -> Option<u64> {

@@ -17,6 +17,7 @@ pub use record::{RecordError, Recorder};
 use crate::access::Access;
 use crate::device::Nanos;
 use crate::exit::{Entry, Exit, Stop};
+use crate::machine::PciDevice;
 use crate::ram::MIN_SIZE;
 
 /// Version of the text form that this VMM writes and reads.
@@ -36,12 +37,14 @@ pub struct BoardSpec {
     pub cpus: u16,
     /// Wall-clock time at power-on, in seconds since 1970.
     pub unix_time: u64,
+    /// What is on its PCI bus beside the host bridge; `None` if it has no such bus.
+    pub pci: Option<Vec<PciDevice>>,
 }
 
 impl Default for BoardSpec {
     /// The least PC, switched on in 1970.
     fn default() -> Self {
-        BoardSpec { kind: "pc".to_owned(), memory: MIN_SIZE, cpus: 1, unix_time: 0 }
+        BoardSpec { kind: "pc".to_owned(), memory: MIN_SIZE, cpus: 1, unix_time: 0, pci: None }
     }
 }
 
@@ -141,6 +144,13 @@ pub enum Effect {
         vp: u32,
         /// The source.
         sint: u8,
+    },
+    /// A message-signalled interrupt went to the local APICs.
+    Message {
+        /// The bus address.
+        address: u64,
+        /// The dword.
+        data: u32,
     },
     /// A device asked to be told when this time has come.
     Deadline(Nanos),

@@ -56,7 +56,8 @@ pub fn board(
 ) -> Result<Machine, BuildError> {
     match spec.kind.as_str() {
         "pc" => {
-            let config = PcConfig { cpus: spec.cpus, unix_time: spec.unix_time };
+            let config =
+                PcConfig { cpus: spec.cpus, unix_time: spec.unix_time, pci: spec.pci.clone() };
             Ok(pc(&config, ram, clock, backplane)?)
         }
         kind => Err(BuildError::Kind(kind.to_owned())),
@@ -182,6 +183,10 @@ impl Backplane for Sink {
     }
 
     fn watch_sint(&self, _: u32, _: u8) {}
+
+    fn message(&self, address: u64, data: u32) {
+        self.lock().effects.push(Effect::Message { address, data });
+    }
 
     fn deadline(&self, at: Nanos) {
         let mut kept = self.lock();

@@ -207,6 +207,11 @@ impl Backplane for RecordingBackplane {
         self.inner.watch_sint(vp, sint);
     }
 
+    fn message(&self, address: u64, data: u32) {
+        self.session.lock().effect(Effect::Message { address, data });
+        self.inner.message(address, data);
+    }
+
     fn deadline(&self, at: Nanos) {
         self.session.lock().effect(Effect::Deadline(at));
         self.inner.deadline(at);
@@ -255,8 +260,9 @@ impl Recorder {
     /// When it cannot be created.
     pub fn create(path: &Path, config: &PcConfig, ram: &GuestRam) -> Result<Recorder, RecordError> {
         let name = path.display().to_string();
-        let PcConfig { cpus, unix_time } = *config;
-        let board = BoardSpec { kind: "pc".to_owned(), memory: ram.size(), cpus, unix_time };
+        let PcConfig { cpus, unix_time, pci } = config.clone();
+        let (kind, memory) = ("pc".to_owned(), ram.size());
+        let board = BoardSpec { kind, memory, cpus, unix_time, pci };
         match File::create(path) {
             Ok(file) => Ok(Recorder::new(name, Box::new(BufWriter::new(file)), &board)),
             Err(source) => Err(RecordError::Create { file: name, source }),

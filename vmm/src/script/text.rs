@@ -14,8 +14,8 @@
 //! ```
 //!
 //! The first line names the form and its version. `machine` gives the kind of machine and its
-//! configuration: `memory` (bytes, or with K, M or G), `cpus`, and `unix-time` in seconds since
-//! 1970; what is left out is the least: 2M, 1 and 0. `effects listed` is there if every effect of
+//! configuration: `memory` (bytes, or with K, M or G), `cpus`, `unix-time` in seconds since 1970, and
+//! `pci=host,DEVICE,...`; what is left out is the least: 2M, 1, 0, and no PCI bus. `effects listed` is there if every effect of
 //! every operation is listed, so that an operation that lists none must have none.
 //!
 //! | operation | what happens |
@@ -41,7 +41,7 @@
 //! `-> fault` (#GP), `-> refused`, or `-> stop` with `exit VALUE`, `power-off`, `reset`,
 //! `sleep STATE`, `triple-fault`, `halted`, `crash`, `unexpected`, `timeout` or `interrupted`.
 //! On the lines after it stand its effects: `line GSI high`, `line GSI low`,
-//! `output DEVICE "BYTE"`, `remap ADDR`, `sint VP SOURCE`, `deadline NS`.
+//! `output DEVICE "BYTE"`, `remap ADDR`, `message ADDR DWORD`, `sint VP SOURCE`, `deadline NS`.
 //!
 //! Between quotes stand printable ASCII characters and `\n`, `\r`, `\t`, `\\`, `\"`, `\xNN`. A
 //! device's name that is no plain word is quoted. No bytes at all are written `""`.
@@ -54,18 +54,25 @@ use crate::exit::{Exit, Stop, SystemEvent};
 
 /// The word that begins the line of a script's machine.
 pub(super) const MACHINE: &str = "machine";
+/// The first word of what is on the PCI bus.
+pub(super) const HOST: &str = "host";
 /// The line that says that every effect is listed.
 pub(super) const LISTED: [&str; 2] = ["effects", "listed"];
 
 /// The first lines of a script: its form, its machine, and whether every effect is listed.
 pub fn header(board: &BoardSpec, all_effects: bool) -> String {
-    let BoardSpec { kind, memory, cpus, unix_time } = board;
+    let BoardSpec { kind, memory, cpus, unix_time, pci } = board;
     let kind = Name(kind);
     let memory = Bytes(*memory);
     let mut text = format!(
         "# exitlab script {VERSION}\n\
-         {MACHINE} {kind} memory={memory} cpus={cpus} unix-time={unix_time}\n"
+         {MACHINE} {kind} memory={memory} cpus={cpus} unix-time={unix_time}"
     );
+    if let Some(devices) = pci {
+        let names = [HOST].into_iter().chain(devices.iter().map(|device| device.name()));
+        text += &format!(" pci={}", names.collect::<Vec<_>>().join(","));
+    }
+    text += "\n";
     if all_effects {
         text += &format!("{}\n", LISTED.join(" "));
     }
@@ -277,6 +284,7 @@ impl Display for Effect {
             }
             Effect::Remap(gpa) => write!(f, "remap {gpa:#x}"),
             Effect::Sint { vp, sint } => write!(f, "sint {vp} {sint}"),
+            Effect::Message { address, data } => write!(f, "message {address:#x} {data:#x}"),
             Effect::Deadline(at) => write!(f, "deadline {at}"),
         }
     }

@@ -183,6 +183,22 @@ impl Vm for KvmVm {
         }
     }
 
+    fn message(&self, address: u64, data: u32) -> Result<(), HvError> {
+        let msi = kvm_msi {
+            address_lo: address as u32,
+            address_hi: (address >> 32) as u32,
+            data,
+            ..Default::default()
+        };
+        match self.irqchip {
+            // Whether a local APIC took it is the guest's business.
+            Irqchip::Kernel | Irqchip::Split => {
+                call("KVM_SIGNAL_MSI", self.fd.signal_msi(msi)).map(drop)
+            }
+            Irqchip::None => Ok(()),
+        }
+    }
+
     fn remap_page(&self, gpa: u64) -> Result<(), HvError> {
         let page = RamRange { start: gpa & !(PAGE - 1), len: PAGE };
         let Some(host) = self.ram.as_ref().and_then(|ram| ram.host_address(page).ok()) else {

@@ -18,6 +18,7 @@ impl Backplane for Noted {
     fn watch_sint(&self, vp: u32, sint: u8) {
         self.0.lock().expect("no panic").push(('w', vp, sint));
     }
+    fn message(&self, _: u64, _: u32) {}
     fn deadline(&self, _: Nanos) {}
 }
 

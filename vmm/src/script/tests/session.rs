@@ -330,7 +330,7 @@ fn a_recording_says_when_it_is_not_complete() {
     let error = rig.recorder.finish(None).expect_err("somebody went past it");
     assert!(matches!(error, RecordError::Past { effects: 1, .. }), "{error}");
 
-    let config = PcConfig { cpus: 1, unix_time: 0 };
+    let config = PcConfig { cpus: 1, ..PcConfig::default() };
     let error = Recorder::create("/nonexistent/x".as_ref(), &config, &rig.ram).err();
     assert!(matches!(error, Some(RecordError::Create { .. })));
 }
@@ -339,7 +339,7 @@ fn a_recording_says_when_it_is_not_complete() {
 fn a_recording_goes_to_a_file_and_back() {
     let path = std::env::temp_dir().join(format!("exitlab-record-{}", std::process::id()));
     let board = BoardSpec::default();
-    let config = PcConfig { cpus: board.cpus, unix_time: board.unix_time };
+    let config = PcConfig { cpus: board.cpus, ..PcConfig::default() };
     let ram = GuestRam::new(board.memory, Backing::Auto).expect("2 MiB");
     let recorder = Recorder::create(&path, &config, &ram).expect("a file");
     let (clock, backplane) = recorder.wrap(Arc::new(ManualClock::default()), Arc::new(Nowhere));
