@@ -68,7 +68,7 @@ fn reach(board: &Board<'_>) {
     let mappings: Vec<_> = fixed.chain(player.machine().pci_mappings()).collect();
     let mut met = vec![[0; 2]; mappings.len()];
     let mut seen = [0; 6];
-    for n in 0..300 {
+    for n in 0..400 {
         let generated = generators::script(&input(n), board);
         let trace = generated.played.expect("no panic");
         for (step, outcome) in generated.script.steps.iter().zip(&trace.outcomes) {
