@@ -88,7 +88,7 @@ fn reach(board: &Board<'_>) {
                     Effect::Deadline(_) => seen[3] += 1,
                     Effect::Remap(_) => seen[4] += 1,
                     // It takes more luck than there is here.
-                    Effect::Message { .. } => {}
+                    Effect::Message { .. } | Effect::AwaitEnd { .. } => {}
                 }
             }
         }

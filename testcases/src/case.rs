@@ -91,7 +91,7 @@ pub struct Machine {
     /// Whether the board has a PCI bus; a device on it gives it one.
     #[serde(default)]
     pub pci: bool,
-    /// Devices on the PCI bus.
+    /// Devices on the PCI bus, or behind it.
     #[serde(default)]
     pub devices: Vec<Device>,
     /// How the payload is loaded and entered.
@@ -166,7 +166,7 @@ words! {
     Irqchip {
         /// All in KVM.
         Kernel = "kernel",
-        /// The local APIC in KVM, PIC and I/O APIC in the VMM.
+        /// The local APIC in KVM, the I/O APIC in the VMM.
         Split = "split",
         /// None in KVM.
         None = "none",
@@ -184,12 +184,16 @@ words! {
 }
 
 words! {
-    /// A device on the PCI bus.
+    /// A device on the PCI bus, or behind it.
     Device {
         /// The PCI test device of kvm-unit-tests.
         PciTestdev = "pci-testdev",
         /// The device for teaching: registers, an interrupt, DMA.
         Edu = "edu",
+        /// An IOMMU, for memory.
+        Iommu = "intel-iommu",
+        /// An IOMMU, for memory and interrupts; needs `irqchip = "split"`.
+        IommuInterrupts = "intel-iommu,intremap=on",
     }
 }
 

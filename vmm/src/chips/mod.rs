@@ -8,6 +8,7 @@ pub mod acpi_pm;
 pub mod exit;
 pub mod fw_cfg;
 pub mod i8042;
+pub mod ioapic;
 pub mod pci;
 pub mod post;
 pub mod resets;

@@ -14,6 +14,7 @@ impl Backplane for Nowhere {
     fn output(&self, _: &'static str, _: u8) {}
     fn remap_page(&self, _: u64) {}
     fn message(&self, _: u64, _: u32) {}
+    fn await_end(&self, _: u32, _: Option<(u64, u32)>) {}
     fn deadline(&self, _: Nanos) {}
 }
 

@@ -105,6 +105,7 @@ impl Backplane for Seen {
     fn message(&self, address: u64, data: u32) {
         self.0.lock().expect("no panic").push((address, data.into()));
     }
+    fn await_end(&self, _: u32, _: Option<(u64, u32)>) {}
     fn deadline(&self, _: crate::device::Nanos) {}
 }
 
