@@ -41,7 +41,7 @@ pub mod oracles;
 pub mod wire;
 
 use oracles::Restores;
-use vmm::machine::PciDevice;
+use vmm::machine::{IommuConfig, PciDevice};
 use vmm::script::BoardSpec;
 use vmm::script::replay::{self, Build};
 
@@ -64,9 +64,12 @@ impl Board<'static> {
 }
 
 impl Board<'static> {
-    /// The same with a PCI bus and every device that goes there.
+    /// The same with an I/O APIC, an IOMMU, a PCI bus and every device that goes there.
     pub fn pci() -> Board<'static> {
-        let spec = BoardSpec { pci: Some(PciDevice::ALL.to_vec()), ..BoardSpec::default() };
+        // What the I/O APIC waits for is then a function of its registers alone.
+        let iommu = Some(IommuConfig { interrupts: false });
+        let pci = Some(PciDevice::ALL.to_vec());
+        let spec = BoardSpec { pci, ioapic: true, iommu, ..BoardSpec::default() };
         Board { spec, ..Board::pc() }
     }
 }

@@ -89,7 +89,7 @@ fn reach(board: &Board<'_>) {
                     Effect::Remap(_) => seen[4] += 1,
                     Effect::Sint { .. } => seen[5] += 1,
                     // It takes more luck than there is here.
-                    Effect::Message { .. } => {}
+                    Effect::Message { .. } | Effect::AwaitEnd { .. } => {}
                 }
             }
         }

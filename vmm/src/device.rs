@@ -96,8 +96,16 @@ pub enum Action {
     Post(u8),
     /// The A20 gate is opened or closed.
     A20(bool),
-    /// A message-signalled interrupt: a dword that a PCI function writes to this bus address.
+    /// A message-signalled interrupt: a dword that a PCI function or an I/O APIC writes to this bus
+    /// address. An IOMMU may make something else of it.
     Message {
+        /// The address; a multiple of 4.
+        address: u64,
+        /// The dword.
+        data: u32,
+    },
+    /// The same of the IOMMU itself, as it arrives at the local APICs.
+    Interrupt {
         /// The address; a multiple of 4.
         address: u64,
         /// The dword.
@@ -196,6 +204,19 @@ pub struct StateError {
     pub what: String,
 }
 
+/// An interrupt controller as the lines see it that end there.
+pub trait Inputs {
+    /// A line's level changed. Asks for one [`Action`] at most; lines that are not there are nobody's.
+    fn pin(&mut self, env: &mut Env<'_>, pin: u32, level: bool);
+
+    /// A level-triggered interrupt with this vector ended at a local APIC; what `pin` has to do with
+    /// it is to be done. Asks for one [`Action`] at most.
+    fn eoi(&mut self, env: &mut Env<'_>, pin: u32, vector: u8);
+
+    /// The message of `pin` whose end matters: address and dword.
+    fn awaited(&self, pin: u32) -> Option<(u64, u32)>;
+}
+
 /// A device as the board sees it.
 ///
 /// Laws that [`crate::device_laws!`] checks: restoring what was saved changes nothing, a reset
@@ -231,6 +252,11 @@ pub trait Device: Send + fmt::Debug {
     /// the configuration space, a reset and a restore.
     fn base(&self, region: u8) -> Option<u64> {
         let _ = region;
+        None
+    }
+
+    /// The lines that end at the device, if it is an interrupt controller of the board.
+    fn inputs(&mut self) -> Option<&mut dyn Inputs> {
         None
     }
 

@@ -27,10 +27,10 @@ use crate::host::clock::HostClock;
 use crate::host::console::OutputQueue;
 use crate::host::events::{EndSignals, Wake};
 use crate::host::memory;
-use crate::hv::kvm::{CurrentVm, Host, KvmConfig, KvmLab, KvmVcpu};
+use crate::hv::kvm::{CurrentVm, Host, Irqchip, KvmConfig, KvmLab, KvmVcpu};
 use crate::hv::{Vcpu, Vm};
 use crate::lab::Relay;
-use crate::machine::{Backplane, Context, Machine, PcConfig, PciDevice, acpi, pc};
+use crate::machine::{Backplane, Context, IommuConfig, Machine, PcConfig, PciDevice, acpi, pc};
 use crate::ram::{Backing, GuestRam};
 use crate::run::report::VcpuReport;
 use crate::run::{Control, Ended, Handler};
@@ -82,6 +82,8 @@ pub struct Options {
     pub acpi: bool,
     /// What is on the board's PCI bus beside the host bridge; `None` if it has no such bus.
     pub pci: Option<Vec<PciDevice>>,
+    /// What stands between that bus and memory.
+    pub iommu: Option<IommuConfig>,
     /// The guest starts again: what it wrote to a file before stays there.
     pub again: bool,
 }
@@ -342,7 +344,8 @@ fn prepare(options: &mut Options) -> Result<Prepared, LaunchError> {
 fn acpi_tables(options: &Options) -> Result<Vec<u8>, LaunchError> {
     let topology = &options.topology;
     let ids: Vec<u32> = (0..topology.cpus()).map(|index| topology.apic_id(index)).collect();
-    let board = acpi::Described { apic_ids: &ids, pci: options.pci.is_some() };
+    let board =
+        acpi::Described { apic_ids: &ids, pci: options.pci.is_some(), iommu: options.iommu };
     acpi::tables(&board).ok_or(LaunchError::AcpiTables)
 }
 
@@ -396,6 +399,8 @@ fn assemble(
         // A host whose clock stands before 1970 has guests that start there.
         unix_time: unix_time.map_or(0, |t| t.as_secs()),
         pci: options.pci.clone(),
+        ioapic: options.vm.irqchip == Irqchip::Split,
+        iommu: options.iommu,
     };
     let recorder = match &options.trace {
         None => None,

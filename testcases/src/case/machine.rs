@@ -39,7 +39,7 @@ pub struct Machine {
     /// Whether the board has a PCI bus; a device on it gives it one.
     #[serde(default)]
     pub pci: bool,
-    /// Devices on the PCI bus.
+    /// Devices on the PCI bus, or behind it.
     #[serde(default)]
     pub devices: Vec<Device>,
     /// How the payload is loaded and entered.
@@ -126,7 +126,7 @@ words! {
     Irqchip {
         /// All in KVM.
         Kernel = "kernel",
-        /// The local APIC in KVM, PIC and I/O APIC in the VMM.
+        /// The local APIC in KVM, the I/O APIC in the VMM.
         Split = "split",
         /// None in KVM.
         None = "none",
@@ -154,12 +154,16 @@ words! {
 }
 
 words! {
-    /// A device on the PCI bus.
+    /// A device on the PCI bus, or behind it.
     Device {
         /// The PCI test device of kvm-unit-tests.
         PciTestdev = "pci-testdev",
         /// The device for teaching: registers, an interrupt, DMA.
         Edu = "edu",
+        /// An IOMMU, for memory.
+        Iommu = "intel-iommu",
+        /// An IOMMU, for memory and interrupts; needs `irqchip = "split"`.
+        IommuInterrupts = "intel-iommu,intremap=on",
     }
 }
 

@@ -8,7 +8,7 @@ use vmm::cpuid::{CpuModel, feature};
 
 use super::config::Config;
 use super::words::split;
-use crate::case::{Boot, Cpu, Device, Hyperv, Machine, Pit, Size, Smm, Vcpus};
+use crate::case::{Boot, Cpu, Device, Hyperv, Irqchip, Machine, Pit, Size, Smm, Vcpus};
 
 /// QEMU's memory if nothing is said. MiB.
 const MEMORY: u64 = 128;
@@ -38,7 +38,7 @@ const DEVICES: [&str; 4] =
 const PCI: [Device; 2] = [Device::PciTestdev, Device::Edu];
 
 /// Devices that it has not, and what is missing with them.
-const MISSING: [(&str, &str); 2] = [("intel-iommu", "an IOMMU"), ("amd-iommu", "an IOMMU")];
+const MISSING: [(&str, &str); 1] = [("amd-iommu", "an IOMMU")];
 
 /// A configuration's machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -131,7 +131,11 @@ impl Translator {
                 None => self.lacks(format!("`-m {value}`: no size of at least 1 MiB")),
             },
             "-machine" | "-M" => value.split(',').enumerate().for_each(|(i, word)| match word {
-                "pc" | "type=pc" if i == 0 => {}
+                // The images look at what both have.
+                "pc" | "type=pc" | "q35" | "type=q35" if i == 0 => {}
+                "kernel-irqchip=split" | "kernel_irqchip=split" => {
+                    self.machine.irqchip = Some(Irqchip::Split);
+                }
                 "accel=kvm" | "pit=on" | "hpet=on" | "hpet=off" | "vmport=off" | "vmport=auto" => {}
                 "smm=off" => self.machine.smm = Some(Smm::Off),
                 "smm=on" => self.machine.smm = Some(Smm::On),
@@ -150,6 +154,7 @@ impl Translator {
                 let new = more.filter(|device| !self.machine.devices.contains(device));
                 self.machine.devices.extend(new.collect::<Vec<_>>());
             }
+            "-device" if first == "intel-iommu" => self.iommu(rest),
             "-device" => match MISSING.iter().find(|(name, _)| *name == first) {
                 Some((_, what)) => self.lacks(format!("{what} (`-device {first}`)")),
                 None => self.lacks(format!("the device `{value}`")),
@@ -160,6 +165,19 @@ impl Translator {
                 self.lacks(format!("the QEMU option `{option} {first}{more}`"));
             }
         }
+    }
+
+    /// An IOMMU with these properties.
+    fn iommu(&mut self, properties: &str) {
+        let mut device = Device::Iommu;
+        for property in properties.split(',').filter(|property| !property.is_empty()) {
+            match property {
+                "intremap=on" => device = Device::IommuInterrupts,
+                "intremap=off" | "eim=off" => {}
+                _ => self.lacks(format!("an IOMMU with `{property}`")),
+            }
+        }
+        self.machine.devices.push(device);
     }
 
     fn arguments(&mut self, text: &str) {
@@ -305,6 +323,14 @@ mod tests {
             ),
             (
                 "",
+                "-M q35,kernel-irqchip=split -device intel-iommu,intremap=on,eim=off -device edu",
+                "",
+                "--memory 128M --cpu qemu64,enforce=off --irqchip split --acpi on --device pci-testdev \
+                 --device intel-iommu,intremap=on --device edu --boot multiboot"
+                    .to_owned(),
+            ),
+            (
+                "",
                 "-cpu IvyBridge,phys-bits=36,host-phys-bits=off",
                 "",
                 format!(
@@ -320,9 +346,10 @@ mod tests {
     fn what_it_lacks_and_what_is_not_known_is_named() {
         for (params, lacks) in [
             ("-device edu,dma_mask=1", "the device `edu,dma_mask=1`"),
-            ("-device intel-iommu,intremap=on,eim=off", "an IOMMU (`-device intel-iommu`)"),
+            ("-device intel-iommu,eim=on", "an IOMMU with `eim=on`"),
+            ("-device amd-iommu", "an IOMMU (`-device amd-iommu`)"),
             ("-device e1000e", "the device `e1000e`"),
-            ("-M q35,kernel-irqchip=split", "`-machine q35`|`-machine kernel-irqchip=split`"),
+            ("-M microvm", "`-machine microvm`"),
             ("-machine vmport=on", "VMware's port (`-machine vmport=on`)"),
             (
                 "-cpu host,hv-evmcs",

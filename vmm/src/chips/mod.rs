@@ -9,6 +9,7 @@ pub mod exit;
 pub mod fw_cfg;
 pub mod hyperv_testdev;
 pub mod i8042;
+pub mod ioapic;
 pub mod pci;
 pub mod post;
 pub mod resets;

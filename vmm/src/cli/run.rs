@@ -1,6 +1,8 @@
 //! `vmm run`.
 
+use std::fmt;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
@@ -10,7 +12,7 @@ use vmm::exit::Stop;
 use vmm::hv::kvm::{DEV_KVM, Irqchip, KvmConfig, Smm};
 use vmm::hyperv::Enlightenments;
 use vmm::launch::{self, Options, Serial};
-use vmm::machine::PciDevice;
+use vmm::machine::{IommuConfig, PciDevice};
 use vmm::payload;
 use vmm::ram::Backing;
 use vmm::units;
@@ -24,7 +26,7 @@ use super::{USAGE, complain, say};
 enum IrqchipArg {
     /// Local APICs, I/O APIC and PICs.
     Kernel,
-    /// Local APICs only; device lines lead nowhere.
+    /// Local APICs only; the I/O APIC is the board's, and there are no PICs.
     Split,
     /// None: one vCPU, and no interrupts.
     None,
@@ -74,6 +76,49 @@ enum OnReset {
     Stop,
     /// The guest starts again, from its image.
     Reboot,
+}
+
+/// A device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum DeviceArg {
+    /// On the PCI bus.
+    Pci(PciDevice),
+    /// Between it and memory.
+    Iommu(IommuConfig),
+}
+
+impl DeviceArg {
+    fn pci(self) -> Option<PciDevice> {
+        match self {
+            DeviceArg::Pci(device) => Some(device),
+            DeviceArg::Iommu(_) => None,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        self.pci().map_or("intel-iommu", PciDevice::name)
+    }
+}
+
+impl fmt::Display for DeviceArg {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for DeviceArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<DeviceArg, String> {
+        let iommu = |interrupts| Ok(DeviceArg::Iommu(IommuConfig { interrupts }));
+        match text {
+            "intel-iommu" | "intel-iommu,intremap=off" => iommu(false),
+            "intel-iommu,intremap=on" => iommu(true),
+            _ => text.parse().map(DeviceArg::Pci).map_err(|e: String| {
+                format!("{e}, and intel-iommu, with `,intremap=on` if it remaps interrupts")
+            }),
+        }
+    }
 }
 
 /// Run a guest until it ends.
@@ -168,9 +213,10 @@ pub struct Run {
     #[arg(long, value_name = "WHETHER")]
     pci: Option<OnOff>,
 
-    /// A device on the PCI bus: pci-testdev or edu. May be given for each of them.
+    /// A device: pci-testdev or edu on the PCI bus, intel-iommu[,intremap=on] behind it. May be given
+    /// for each of them.
     #[arg(long, value_name = "NAME")]
-    device: Vec<PciDevice>,
+    device: Vec<DeviceArg>,
 
     /// Where the first serial port leads: stdio, null or file:PATH.
     #[arg(long, value_name = "WHERE", default_value = "stdio")]
@@ -305,7 +351,7 @@ impl Run {
         }
         let mut before = self.device.iter();
         while let Some(device) = before.next_back() {
-            if before.as_slice().contains(device) {
+            if before.as_slice().iter().any(|other| other.name() == device.name()) {
                 return Err(format!("--device {device} is given twice; a board has one of it"));
             }
         }
@@ -316,9 +362,22 @@ impl Run {
                      two out"
                 ));
             }
-            (Some(OnOff::On), _) | (None, Some(_)) => Some(self.device),
+            (Some(OnOff::On), _) | (None, Some(_)) => {
+                Some(self.device.iter().filter_map(|device| device.pci()).collect())
+            }
             (Some(OnOff::Off) | None, None) => None,
         };
+        let iommu = self.device.iter().find_map(|device| match device {
+            DeviceArg::Iommu(iommu) => Some(*iommu),
+            DeviceArg::Pci(_) => None,
+        });
+        if iommu.is_some_and(|iommu| iommu.interrupts) && irqchip != Irqchip::Split {
+            return Err(
+                "--device intel-iommu,intremap=on needs --irqchip split: the kernel's I/O \
+                        APIC is not behind it; give that, or leave intremap out"
+                    .to_owned(),
+            );
+        }
         let (mut cmdline, mut image) = (self.cmdline, None);
         let kernel = match (self.kernel, self.payload) {
             (Some(kernel), _) => kernel,
@@ -378,6 +437,7 @@ impl Run {
             keep_halted: self.keep_halted,
             acpi: self.acpi == OnOff::On,
             pci,
+            iommu,
             again: false,
         })
     }

@@ -86,6 +86,13 @@ pub trait Vm: Send + Sync {
     /// When the host refuses, or no local APIC is there.
     fn message(&self, address: u64, data: u32) -> Result<(), HvError>;
 
+    /// Has the end of these level-triggered interrupts told, each an address and a dword of the I/O
+    /// APIC's pin of that number: where the local APICs are the host's and the I/O APIC is not.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    fn set_routes(&self, routes: &[Option<(u64, u32)>]) -> Result<(), HvError>;
+
     /// Drops the guest's mapping of the page at `gpa`, so that its next access faults it in
     /// again. The page stays accessible throughout. Does nothing where there is no RAM.
     ///

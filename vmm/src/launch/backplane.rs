@@ -1,7 +1,7 @@
 //! What stands behind the board when KVM drives it.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::device::Nanos;
 use crate::host::console::OutputQueue;
@@ -15,13 +15,15 @@ pub(super) struct KvmBackplane {
     vm: Arc<CurrentVm>,
     output: Option<Arc<OutputQueue>>,
     wake: Wake,
+    /// What the ends of interrupts are told of, by the I/O APIC's pin.
+    routes: Mutex<[Option<(u64, u32)>; 24]>,
     /// Calls that the host refused: a guest's doing never ends the VM.
     refused: AtomicU64,
 }
 
 impl KvmBackplane {
     pub(super) fn new(vm: Arc<CurrentVm>, output: Option<Arc<OutputQueue>>, wake: Wake) -> Self {
-        KvmBackplane { vm, output, wake, refused: AtomicU64::new(0) }
+        KvmBackplane { vm, output, wake, routes: Mutex::default(), refused: AtomicU64::new(0) }
     }
 
     fn count(&self, done: Result<(), HvError>) {
@@ -58,6 +60,16 @@ impl Backplane for KvmBackplane {
     fn message(&self, address: u64, data: u32) {
         if self.vm.get().message(address, data).is_err() {
             self.refused.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn await_end(&self, pin: u32, message: Option<(u64, u32)>) {
+        let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(route) = routes.get_mut(pin as usize) {
+            *route = message;
+            if self.vm.get().set_routes(&*routes).is_err() {
+                self.refused.fetch_add(1, Ordering::Relaxed);
+            }
         }
     }
 

@@ -138,6 +138,10 @@ impl Backplane for WrongLines {
         self.behind.message(address, data);
     }
 
+    fn await_end(&self, pin: u32, message: Option<(u64, u32)>) {
+        self.behind.await_end(pin, message);
+    }
+
     fn deadline(&self, at: Nanos) {
         self.behind.deadline(at);
     }

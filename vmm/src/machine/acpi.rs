@@ -8,9 +8,11 @@
 //! | FACS | the waking vector, which the guest writes |
 //! | DSDT | the sleep types of S3 and S5 |
 //! | MADT | a local APIC for each vCPU, and the I/O APIC |
+//! | DMAR | the IOMMU, if there is one (VT-d specification, chapter 8) |
 
-use super::PCI_GSIS;
+use super::{IommuConfig, PCI_GSIS};
 use crate::chips::acpi_pm as pm;
+use crate::chips::pci::vtd;
 
 /// Where the tables lie: at the beginning of the area in which a guest looks for the root pointer
 /// (section 5.2.5.1), and which the memory map calls reserved.
@@ -43,6 +45,8 @@ pub struct Described<'a> {
     pub apic_ids: &'a [u32],
     /// There is a PCI bus, so its lines are told.
     pub pci: bool,
+    /// There is an IOMMU.
+    pub iommu: Option<IommuConfig>,
 }
 
 /// The tables of a board, as they lie from [`BASE`] on; `None` if there are more processors than there
@@ -63,8 +67,12 @@ pub fn tables(board: &Described<'_>) -> Option<Vec<u8>> {
     let dsdt = add(b"DSDT", 2, states.as_flattened());
     let fadt = add(b"FACP", 3, &fadt(BASE + FACS as u64, dsdt));
     let madt = add(b"APIC", 3, &madt(board));
-    let short: Vec<u8> = [fadt, madt].iter().flat_map(|at| (*at as u32).to_le_bytes()).collect();
-    let long: Vec<u8> = [fadt, madt].iter().flat_map(|at| at.to_le_bytes()).collect();
+    let mut told = vec![fadt, madt];
+    if let Some(iommu) = board.iommu {
+        told.push(add(b"DMAR", 1, &dmar(iommu)));
+    }
+    let short: Vec<u8> = told.iter().flat_map(|at| (*at as u32).to_le_bytes()).collect();
+    let long: Vec<u8> = told.iter().flat_map(|at| at.to_le_bytes()).collect();
     let rsdt = add(b"RSDT", 1, &short);
     let xsdt = add(b"XSDT", 1, &long);
     let rsdp = rsdp(rsdt as u32, xsdt);
@@ -147,7 +155,7 @@ fn fadt(facs: u64, dsdt: u64) -> Vec<u8> {
 
 /// What follows the MADT's header: section 5.2.12.
 fn madt(board: &Described<'_>) -> Vec<u8> {
-    let Described { apic_ids, pci } = *board;
+    let Described { apic_ids, pci, .. } = *board;
     let mut bytes = Vec::new();
     bytes.extend(0xfee0_0000_u32.to_le_bytes());
     // There are PICs, too.
@@ -183,6 +191,19 @@ fn madt(board: &Described<'_>) -> Vec<u8> {
     bytes
 }
 
+/// What follows the DMAR table's header: VT-d specification, 8.1, 8.3 and 8.3.1.
+fn dmar(iommu: IommuConfig) -> Vec<u8> {
+    // The width of addresses, less 1; interrupts are remapped; reserved.
+    let mut bytes = vec![vtd::ADDRESS_WIDTH - 1, u8::from(iommu.interrupts)];
+    bytes.extend([0; 10]);
+    // One unit for every function of segment 0, and for the I/O APIC, which is on no bus.
+    let scope = [3, 8, 0, 0, 0, 0xff, 0, 0];
+    bytes.extend([0, 0, 16 + scope.len() as u8, 0, 1, 0, 0, 0]);
+    bytes.extend(vtd::BASE.to_le_bytes());
+    bytes.extend(scope);
+    bytes
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -197,7 +218,7 @@ mod tests {
     }
 
     fn board(apic_ids: &[u32], pci: bool) -> Option<Vec<u8>> {
-        tables(&Described { apic_ids, pci })
+        tables(&Described { apic_ids, pci, iommu: None })
     }
 
     /// The entries of the MADT: their types, and what follows type and length.
@@ -250,6 +271,19 @@ mod tests {
         assert_eq!(kinds, [0, 0, 9, 9, 1, 2, 4, 0xa]);
         assert_eq!((entries[1].1[1], u32_at(entries[3].1, 2)), (254, 300));
         assert!(board(&vec![300; 10_000], false).is_none());
+    }
+
+    #[test]
+    fn the_iommu_has_a_table() {
+        for interrupts in [false, true] {
+            let iommu = Some(IommuConfig { interrupts });
+            let all = tables(&Described { apic_ids: &[0], pci: true, iommu }).expect("room");
+            let at = u32_at(whole(&all, u32_at(&all, 16), b"RSDT"), HEADER + 8);
+            let dmar = whole(&all, at, b"DMAR");
+            assert_eq!((dmar[36], dmar[37]), (47, interrupts.into()));
+            assert_eq!((dmar.len() - 48, dmar[50]), (24, 24), "one structure");
+            assert_eq!(u32_at(dmar, 56), 0xfed9_0000);
+        }
     }
 
     #[test]

@@ -19,6 +19,10 @@ pub trait Backplane: Send + Sync {
     /// from [`MSI_START`](super::MSI_START) to [`MSI_END`](super::MSI_END).
     fn message(&self, address: u64, data: u32);
 
+    /// Of the level-triggered interrupts that leave the board's I/O APIC for `pin`, this message's is
+    /// the one whose end is to be told ([`IoapicEoi`](crate::exit::Exit::IoapicEoi)); `None` if none is.
+    fn await_end(&self, pin: u32, message: Option<(u64, u32)>);
+
     /// The interrupt of source `sint` of virtual processor `vp`'s synthetic interrupt controller is
     /// requested.
     fn raise_sint(&self, vp: u32, sint: u8);
@@ -41,6 +45,7 @@ impl Backplane for Nowhere {
     fn output(&self, _: &'static str, _: u8) {}
     fn remap_page(&self, _: u64) {}
     fn message(&self, _: u64, _: u32) {}
+    fn await_end(&self, _: u32, _: Option<(u64, u32)>) {}
     fn raise_sint(&self, _: u32, _: u8) {}
     fn watch_sint(&self, _: u32, _: u8) {}
     fn deadline(&self, _: Nanos) {}

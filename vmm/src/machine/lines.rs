@@ -2,8 +2,6 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use super::Backplane;
-
 /// Lines that a board has: KVM's routing table begins with as many.
 pub(super) const GSIS: u32 = 64;
 
@@ -17,16 +15,16 @@ impl Default for Lines {
 }
 
 impl Lines {
-    /// One driver of `gsi` changed its level. The backplane hears of it if the line did. A line's
+    /// One driver of `gsi` changed its level. `tell` hears of it if the line did. A line's
     /// lock is taken by nobody else's accesses, only by changes of the same line, and it is held
-    /// while the backplane is told, so that it hears of two changes in their order.
-    pub(super) fn drive(&self, backplane: &dyn Backplane, gsi: u32, level: bool) {
+    /// while `tell` is called, so that two changes are told in their order.
+    pub(super) fn drive(&self, gsi: u32, level: bool, tell: impl FnOnce(u32, bool)) {
         let Some(line) = self.0.get(gsi as usize) else { return };
         let mut holders = line.lock().unwrap_or_else(PoisonError::into_inner);
         let before = *holders;
         *holders = if level { before + 1 } else { before.saturating_sub(1) };
         if (before == 0) != (*holders == 0) {
-            backplane.set_line(gsi, level);
+            tell(gsi, level);
         }
     }
 
@@ -37,12 +35,12 @@ impl Lines {
     }
 
     /// One driver changed its levels of GSIs 0 to 31 from `before` to `after`.
-    pub(super) fn drive_many(&self, backplane: &dyn Backplane, before: u32, after: u32) {
+    pub(super) fn drive_many(&self, before: u32, after: u32, tell: impl Fn(u32, bool)) {
         let mut changed = before ^ after;
         while changed != 0 {
             let gsi = changed.trailing_zeros();
             changed &= changed - 1;
-            self.drive(backplane, gsi, after >> gsi & 1 == 1);
+            self.drive(gsi, after >> gsi & 1 == 1, &tell);
         }
     }
 }

@@ -6,6 +6,7 @@
 pub mod acpi;
 mod backplane;
 mod error;
+mod interrupts;
 mod lines;
 mod log;
 mod pc;
@@ -18,16 +19,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use backplane::{Backplane, ManualClock, Nowhere};
 pub use error::BoardError;
+pub use interrupts::{MSI_END, MSI_START};
 pub use log::{ExitLog, Logged};
 pub use pc::{PcConfig, pc};
-pub use pci::{MSI_END, MSI_START};
-pub use slots::{PCI_GSIS, PciDevice};
+pub use slots::{IommuConfig, PCI_GSIS, PciDevice};
 
 use crate::access::{Access, Dir, IoError, Size};
 use crate::bus::{Bus, DeviceId, Route};
+use crate::chips::pci::Slot as PciSlot;
+use crate::chips::pci::memory::Iommu;
 use crate::device::{Action, Actions, At, Clock, Device, Env, Nanos, StateError};
 use crate::exit::{Entry, Exit, Stop, SystemEvent};
 use crate::ram::GuestRam;
+use interrupts::Controller;
 use lines::{GSIS, Lines};
 use pci::Pci;
 use synic::{Behind, Registers, Synic};
@@ -67,9 +71,12 @@ struct Inner {
 
 struct Slot {
     name: &'static str,
+    id: DeviceId,
     gsi: Option<u32>,
-    /// Whether it drives lines beside its own.
-    drives: bool,
+    /// Its place on the PCI bus.
+    function: Option<PciSlot>,
+    /// Whether it drives lines beside its own, or the I/O APIC is to be looked at after an access.
+    more: bool,
     inner: Mutex<Inner>,
     /// The device's deadline, `u64::MAX` for none; read without its lock.
     deadline: AtomicU64,
@@ -96,6 +103,8 @@ pub struct Machine {
     lines: Lines,
     synic: Mutex<Synic>,
     pci: Option<Box<Pci>>,
+    controller: Option<Controller>,
+    iommu: Option<Arc<dyn Iommu>>,
 }
 
 /// The state of every device, and the time.
@@ -119,6 +128,8 @@ impl Machine {
             lines: Lines::default(),
             synic: Mutex::default(),
             pci: None,
+            controller: None,
+            iommu: None,
         }
     }
 
@@ -167,9 +178,9 @@ impl Machine {
         }
         let id = DeviceId::try_from(self.slots.len()).expect("a board has fewer than 2^16 devices");
         let deadline = AtomicU64::new(device.deadline().unwrap_or(NO_DEADLINE));
-        let drives = device.drives() != 0;
+        let more = device.drives() != 0;
         let inner = Mutex::new(Inner { device, level: false, lines: 0 });
-        self.slots.push(Slot { name, gsi, drives, inner, deadline });
+        self.slots.push(Slot { name, id, gsi, function: None, more, inner, deadline });
         Ok(id)
     }
 
@@ -308,13 +319,11 @@ impl Machine {
             let level = inner.device.irq();
             if level != inner.level {
                 inner.level = level;
-                self.lines.drive(&*self.backplane, gsi, level);
+                self.lines.drive(gsi, level, |gsi, level| self.line_changed(gsi, level));
             }
         }
-        if slot.drives {
-            let lines = inner.device.lines() & inner.device.drives();
-            self.lines.drive_many(&*self.backplane, inner.lines, lines);
-            inner.lines = lines;
+        if slot.more {
+            self.settle_more(slot, inner);
         }
         let deadline = inner.device.deadline().unwrap_or(NO_DEADLINE);
         let before = slot.deadline.load(Ordering::Relaxed);
@@ -326,23 +335,24 @@ impl Machine {
         }
         if !cx.actions.is_empty() {
             for action in cx.actions.drain() {
-                if let Some(s) = self.act(slot.name, action) {
+                if let Some(s) = self.act(slot, action) {
                     stop.get_or_insert(s);
                 }
             }
         }
     }
 
-    fn act(&self, device: &'static str, action: Action) -> Option<Stop> {
+    fn act(&self, slot: &Slot, action: Action) -> Option<Stop> {
         match action {
-            Action::Output(byte) => self.backplane.output(device, byte),
+            Action::Output(byte) => self.backplane.output(slot.name, byte),
             Action::Exit(value) => return Some(Stop::Exit(value)),
             Action::Reset => return Some(Stop::Reset),
             Action::PowerOff => return Some(Stop::PowerOff),
             Action::Sleep(state) => return Some(Stop::Sleep(state)),
             Action::RemapPage(gpa) => self.backplane.remap_page(gpa),
             Action::Synic(call) => self.synic().ask(&*self.backplane, call),
-            Action::Message { address, data } => self.message(address, data),
+            Action::Message { address, data } => self.message(slot.function, address, data),
+            Action::Interrupt { address, data } => self.backplane.message(address, data),
             // Nothing on this board hangs on either: A20 is always open, and a POST code is in
             // the log of exits.
             Action::Post(_) | Action::A20(_) => {}
@@ -364,8 +374,10 @@ impl Machine {
             Exit::Interrupted | Exit::IrqWindow | Exit::SetTpr | Exit::BusLock => {
                 return Entry::Resume;
             }
-            // No I/O APIC of ours sits behind a split irqchip, so no line waits for this EOI.
-            Exit::IoapicEoi(_) => return Entry::Resume,
+            Exit::IoapicEoi(vector) => {
+                self.end_of_interrupt(vector);
+                return Entry::Resume;
+            }
             // KVM_ENOSYS, as KVM itself answers a hypercall that it does not know (-1000).
             Exit::Hypercall { .. } => return Entry::Read(-1000i64 as u64),
             Exit::HypervCall { input, params } => {

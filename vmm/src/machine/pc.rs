@@ -2,12 +2,15 @@
 
 use std::sync::Arc;
 
-use super::{Backplane, BoardError, Machine, PciDevice, slots};
+use super::{Backplane, BoardError, IommuConfig, Machine, PciDevice, slots};
 use crate::chips::acpi_pm::{self, AcpiPm, TimerWidth};
 use crate::chips::exit::{self, DebugExit};
 use crate::chips::fw_cfg::{self, FwCfg, Standard};
 use crate::chips::hyperv_testdev::{self, HypervTestDevice};
 use crate::chips::i8042::{self, I8042};
+use crate::chips::ioapic::{self, IoApic};
+use crate::chips::pci::memory::Iommu;
+use crate::chips::pci::vtd::{self, Vtd};
 use crate::chips::post::{self, PostPort};
 use crate::chips::resets::{self, Port92, ResetControl};
 use crate::chips::rtc::{self, Rtc};
@@ -27,6 +30,10 @@ pub struct PcConfig {
     /// What is on its PCI bus beside the host bridge, each device at most once; `None` if it has no
     /// such bus.
     pub pci: Option<Vec<PciDevice>>,
+    /// Whether the board has an I/O APIC of its own, because the backplane has none.
+    pub ioapic: bool,
+    /// What stands between the PCI bus and memory; nothing if there is no such bus.
+    pub iommu: Option<IommuConfig>,
 }
 
 /// A PC.
@@ -70,8 +77,16 @@ pub fn pc(
     let hyperv = HypervTestDevice::default();
     pc.add(Box::new(hyperv), &port(hyperv_testdev::BASE), None)?;
     pc.add(Box::new(TestDevice::new()), &testdev::BASES, None)?;
+    let iommu = config.iommu.filter(|_| config.pci.is_some());
+    let iommu = iommu.map(|iommu| Vtd::new(iommu.interrupts));
+    if let Some(iommu) = &iommu {
+        pc.add_iommu(Box::new(iommu.clone()), &[vtd::BASE], Arc::new(iommu.clone()))?;
+    }
+    if config.ioapic {
+        pc.add_controller(Box::new(IoApic::new()), &[ioapic::BASE])?;
+    }
     if let Some(devices) = &config.pci {
-        slots::add(&mut pc, devices)?;
+        slots::add(&mut pc, devices, iommu.map(|iommu| Arc::new(iommu) as Arc<dyn Iommu>))?;
     }
     Ok(pc)
 }

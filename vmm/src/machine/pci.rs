@@ -16,11 +16,6 @@ use crate::chips::pci::{CONFIG, DATA_PORT, DATA_PORTS, Selected, Slot};
 use crate::device::{At, Device, Region};
 use crate::exit::Stop;
 
-/// First address at which a dword that is written is an interrupt message (SDM volume 3, 11.11.1).
-pub const MSI_START: u64 = 0xfee0_0000;
-/// End of those addresses.
-pub const MSI_END: u64 = 0xfef0_0000;
-
 /// The base of a window that is not decoded: no register can hold it.
 const NOWHERE: u64 = u64::MAX;
 
@@ -119,6 +114,7 @@ impl Machine {
             return Err(BoardError::Taken { device: name, what: "PCI slot", other });
         }
         let id = self.insert(device, gsi)?;
+        self.slots[usize::from(id)].function = Some(slot);
         if let Some(pci) = &mut self.pci {
             pci.functions.push((slot, id));
             for (index, &region) in (0u8..).zip(regions).filter(|(index, _)| *index != CONFIG) {
@@ -200,15 +196,6 @@ impl Machine {
             self.follow(id, &*self.slots[usize::from(id)].lock().device);
         }
         value
-    }
-
-    /// A function writes a message: to the local APICs, or to memory like any other dword.
-    pub(super) fn message(&self, address: u64, data: u32) {
-        match address {
-            MSI_START..MSI_END => self.backplane.message(address, data),
-            // Where there is no memory, nobody takes it.
-            _ => drop(self.ram.write(address, &data.to_le_bytes())),
-        }
     }
 }
 

@@ -2,13 +2,14 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use super::{BoardError, Machine};
 use crate::chips::pci::Slot;
 use crate::chips::pci::bridge::{self, HostBridge};
 use crate::chips::pci::config::Placement;
 use crate::chips::pci::edu::{self, Edu};
-use crate::chips::pci::memory::BusMemory;
+use crate::chips::pci::memory::{BusMemory, Iommu};
 use crate::chips::pci::testdev::{self, PciTestDevice};
 use crate::device::Device;
 
@@ -31,6 +32,13 @@ pub enum PciDevice {
     Edu,
 }
 
+/// The IOMMU of a PC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IommuConfig {
+    /// Whether it remaps interrupts, too.
+    pub interrupts: bool,
+}
+
 impl PciDevice {
     /// All of them.
     pub const ALL: [PciDevice; 2] = [PciDevice::TestDevice, PciDevice::Edu];
@@ -44,7 +52,13 @@ impl PciDevice {
     }
 
     /// The device in a slot, with its interrupt line; BARs are placed from `ports` and `memory` on.
-    fn make(self, slot: Slot, ports: &mut u64, memory: &mut u64) -> (Box<dyn Device>, Option<u32>) {
+    fn make(
+        self,
+        slot: Slot,
+        ports: &mut u64,
+        memory: &mut u64,
+        iommu: Option<Arc<dyn Iommu>>,
+    ) -> (Box<dyn Device>, Option<u32>) {
         let gsi = PCI_GSIS[usize::from(slot.device() % 4)];
         let mut place = |shape| Placement::assign(shape, gsi as u8, ports, memory);
         match self {
@@ -53,7 +67,7 @@ impl PciDevice {
                 (Box::new(PciTestDevice::new(placement)), None)
             }
             PciDevice::Edu => {
-                let memory = BusMemory::new(slot, None);
+                let memory = BusMemory::new(slot, iommu);
                 (Box::new(Edu::new(memory, place(&edu::SHAPE))), Some(gsi))
             }
         }
@@ -78,13 +92,18 @@ impl FromStr for PciDevice {
 }
 
 /// Gives a PC its PCI bus: the host bridge, and these devices in slots of their own.
-pub(super) fn add(pc: &mut Machine, devices: &[PciDevice]) -> Result<(), BoardError> {
+/// Their transfers go through `iommu`.
+pub(super) fn add(
+    pc: &mut Machine,
+    devices: &[PciDevice],
+    iommu: Option<Arc<dyn Iommu>>,
+) -> Result<(), BoardError> {
     pc.add_pci("reset-control")?;
     pc.add_function(Box::new(HostBridge::new()), bridge::SLOT, None)?;
     let (mut ports, mut memory) = (PORTS, MEMORY);
     for (slot, device) in (FIRST..32).zip(devices) {
         let slot = Slot::new(slot, 0);
-        let (function, gsi) = device.make(slot, &mut ports, &mut memory);
+        let (function, gsi) = device.make(slot, &mut ports, &mut memory, iommu.clone());
         pc.add_function(function, slot, gsi)?;
     }
     Ok(())
@@ -92,15 +111,13 @@ pub(super) fn add(pc: &mut Machine, devices: &[PciDevice]) -> Result<(), BoardEr
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::super::{ManualClock, Nowhere, PcConfig, pc};
     use super::*;
     use crate::ram::{Backing, GuestRam};
 
     fn board(pci: Option<Vec<PciDevice>>) -> Result<Machine, BoardError> {
         let ram = GuestRam::new(2 << 20, Backing::Auto).expect("2 MiB");
-        let config = PcConfig { cpus: 1, unix_time: 0, pci };
+        let config = PcConfig { cpus: 1, pci, ..PcConfig::default() };
         pc(&config, ram, Arc::new(ManualClock::default()), Arc::new(Nowhere))
     }
 

@@ -90,6 +90,10 @@ impl Backplane for Seen {
     fn message(&self, address: u64, data: u32) {
         self.note(format!("message {address:#x} {data:#x}"));
     }
+    fn await_end(&self, pin: u32, message: Option<(u64, u32)>) {
+        self.note(format!("await {pin} {message:x?}"));
+    }
+
     fn deadline(&self, at: Nanos) {
         self.note(format!("deadline {at}"));
     }

@@ -5,7 +5,7 @@ use super::text::{HOST, LISTED, MACHINE, plain, stop_word};
 use super::{Answer, BoardSpec, Effect, MAX_BYTES, Op, Step};
 use crate::access::{Access, Size, Space};
 use crate::exit::{Exit, Stop, SystemEvent};
-use crate::machine::PciDevice;
+use crate::machine::{IommuConfig, PciDevice};
 
 /// How much of a wrong word an error shows, in characters.
 const SHOWN: usize = 40;
@@ -190,12 +190,22 @@ impl<'a> Cursor<'a> {
                 number(v).map(|v| board.unix_time = v)
             } else if let Some(v) = value(b"pci=") {
                 devices(v).map(|v| board.pci = Some(v))
+            } else if word == b"ioapic=on" {
+                board.ioapic = true;
+                Some(())
+            } else if let Some(v) = value(b"iommu=") {
+                let interrupts = match v {
+                    b"memory" => Some(false),
+                    b"interrupts" => Some(true),
+                    _ => None,
+                };
+                interrupts.map(|interrupts| board.iommu = Some(IommuConfig { interrupts }))
             } else {
                 None
             };
             if done.is_none() {
                 let keys = "`memory=BYTES`, `cpus=1` to `cpus=65535`, `unix-time=SECONDS` or \
-                            `pci=host,DEVICE,...`";
+                            `pci=host,DEVICE,...`, `ioapic=on`, `iommu=memory` or `iommu=interrupts`";
                 return self.wrong(start, keys);
             }
         }
@@ -242,6 +252,16 @@ impl<'a> Cursor<'a> {
             b"message" => Line::Effect(Effect::Message {
                 address: self.u64("an address")?,
                 data: self.u32("a dword")?,
+            }),
+            b"await" => Line::Effect(Effect::AwaitEnd {
+                pin: self.u32("a pin")?,
+                message: match (self.skip(), self.at, self.word()) {
+                    (_, _, b"none") => None,
+                    (_, back, _) => {
+                        self.at = back;
+                        Some((self.u64("`none` or an address")?, self.u32("a dword")?))
+                    }
+                },
             }),
             b"deadline" => Line::Effect(Effect::Deadline(self.u64("nanoseconds")?)),
             word => {

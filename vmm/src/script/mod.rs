@@ -17,7 +17,7 @@ pub use record::{RecordError, Recorder};
 use crate::access::Access;
 use crate::device::Nanos;
 use crate::exit::{Entry, Exit, Stop};
-use crate::machine::PciDevice;
+use crate::machine::{IommuConfig, PciDevice};
 use crate::ram::MIN_SIZE;
 
 /// Version of the text form that this VMM writes and reads.
@@ -39,12 +39,24 @@ pub struct BoardSpec {
     pub unix_time: u64,
     /// What is on its PCI bus beside the host bridge; `None` if it has no such bus.
     pub pci: Option<Vec<PciDevice>>,
+    /// Whether it has an I/O APIC of its own.
+    pub ioapic: bool,
+    /// What stands between its PCI bus and memory.
+    pub iommu: Option<IommuConfig>,
 }
 
 impl Default for BoardSpec {
     /// The least PC, switched on in 1970.
     fn default() -> Self {
-        BoardSpec { kind: "pc".to_owned(), memory: MIN_SIZE, cpus: 1, unix_time: 0, pci: None }
+        BoardSpec {
+            kind: "pc".to_owned(),
+            memory: MIN_SIZE,
+            cpus: 1,
+            unix_time: 0,
+            pci: None,
+            ioapic: false,
+            iommu: None,
+        }
     }
 }
 
@@ -151,6 +163,13 @@ pub enum Effect {
         address: u64,
         /// The dword.
         data: u32,
+    },
+    /// The end of this message's interrupt matters to a pin of the I/O APIC, or none's does.
+    AwaitEnd {
+        /// The pin.
+        pin: u32,
+        /// Bus address and dword.
+        message: Option<(u64, u32)>,
     },
     /// A device asked to be told when this time has come.
     Deadline(Nanos),

@@ -56,8 +56,13 @@ pub fn board(
 ) -> Result<Machine, BuildError> {
     match spec.kind.as_str() {
         "pc" => {
-            let config =
-                PcConfig { cpus: spec.cpus, unix_time: spec.unix_time, pci: spec.pci.clone() };
+            let config = PcConfig {
+                cpus: spec.cpus,
+                unix_time: spec.unix_time,
+                pci: spec.pci.clone(),
+                ioapic: spec.ioapic,
+                iommu: spec.iommu,
+            };
             Ok(pc(&config, ram, clock, backplane)?)
         }
         kind => Err(BuildError::Kind(kind.to_owned())),
@@ -151,6 +156,7 @@ struct Sink(Mutex<Kept>);
 struct Kept {
     effects: Vec<Effect>,
     levels: BTreeMap<u32, bool>,
+    awaited: BTreeMap<u32, (u64, u32)>,
     /// A board that is as new takes up a state: it tells levels and deadlines that are known.
     restoring: bool,
 }
@@ -186,6 +192,17 @@ impl Backplane for Sink {
 
     fn message(&self, address: u64, data: u32) {
         self.lock().effects.push(Effect::Message { address, data });
+    }
+
+    fn await_end(&self, pin: u32, message: Option<(u64, u32)>) {
+        let mut kept = self.lock();
+        let before = match message {
+            Some(message) => kept.awaited.insert(pin, message),
+            None => kept.awaited.remove(&pin),
+        };
+        if !kept.restoring || before != message {
+            kept.effects.push(Effect::AwaitEnd { pin, message });
+        }
     }
 
     fn deadline(&self, at: Nanos) {

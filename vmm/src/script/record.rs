@@ -212,6 +212,11 @@ impl Backplane for RecordingBackplane {
         self.inner.message(address, data);
     }
 
+    fn await_end(&self, pin: u32, message: Option<(u64, u32)>) {
+        self.session.lock().effect(Effect::AwaitEnd { pin, message });
+        self.inner.await_end(pin, message);
+    }
+
     fn deadline(&self, at: Nanos) {
         self.session.lock().effect(Effect::Deadline(at));
         self.inner.deadline(at);
@@ -260,9 +265,9 @@ impl Recorder {
     /// When it cannot be created.
     pub fn create(path: &Path, config: &PcConfig, ram: &GuestRam) -> Result<Recorder, RecordError> {
         let name = path.display().to_string();
-        let PcConfig { cpus, unix_time, pci } = config.clone();
+        let PcConfig { cpus, unix_time, pci, ioapic, iommu } = config.clone();
         let (kind, memory) = ("pc".to_owned(), ram.size());
-        let board = BoardSpec { kind, memory, cpus, unix_time, pci };
+        let board = BoardSpec { kind, memory, cpus, unix_time, pci, ioapic, iommu };
         match File::create(path) {
             Ok(file) => Ok(Recorder::new(name, Box::new(BufWriter::new(file)), &board)),
             Err(source) => Err(RecordError::Create { file: name, source }),

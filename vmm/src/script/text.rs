@@ -15,7 +15,8 @@
 //!
 //! The first line names the form and its version. `machine` gives the kind of machine and its
 //! configuration: `memory` (bytes, or with K, M or G), `cpus`, `unix-time` in seconds since 1970, and
-//! `pci=host,DEVICE,...`; what is left out is the least: 2M, 1, 0, and no PCI bus. `effects listed` is there if every effect of
+//! `pci=host,DEVICE,...`, `ioapic=on`, `iommu=memory` or `iommu=interrupts`; what is left out is the
+//! least: 2M, 1, 0, no PCI bus, no I/O APIC of the board's, no IOMMU. `effects listed` is there if every effect of
 //! every operation is listed, so that an operation that lists none must have none.
 //!
 //! | operation | what happens |
@@ -41,7 +42,8 @@
 //! `-> fault` (#GP), `-> refused`, or `-> stop` with `exit VALUE`, `power-off`, `reset`,
 //! `sleep STATE`, `triple-fault`, `halted`, `crash`, `unexpected`, `timeout` or `interrupted`.
 //! On the lines after it stand its effects: `line GSI high`, `line GSI low`,
-//! `output DEVICE "BYTE"`, `remap ADDR`, `message ADDR DWORD`, `sint VP SOURCE`, `deadline NS`.
+//! `output DEVICE "BYTE"`, `remap ADDR`, `message ADDR DWORD`, `await PIN ADDR DWORD`,
+//! `await PIN none`, `sint VP SOURCE`, `deadline NS`.
 //!
 //! Between quotes stand printable ASCII characters and `\n`, `\r`, `\t`, `\\`, `\"`, `\xNN`. A
 //! device's name that is no plain word is quoted. No bytes at all are written `""`.
@@ -51,6 +53,7 @@ use std::fmt::{self, Display, Formatter, Write as _};
 use super::{Answer, BoardSpec, Effect, Op, Script, Step, VERSION};
 use crate::access::{Access, Dir, Space};
 use crate::exit::{Exit, Stop, SystemEvent};
+use crate::machine::IommuConfig;
 
 /// The word that begins the line of a script's machine.
 pub(super) const MACHINE: &str = "machine";
@@ -61,7 +64,7 @@ pub(super) const LISTED: [&str; 2] = ["effects", "listed"];
 
 /// The first lines of a script: its form, its machine, and whether every effect is listed.
 pub fn header(board: &BoardSpec, all_effects: bool) -> String {
-    let BoardSpec { kind, memory, cpus, unix_time, pci } = board;
+    let BoardSpec { kind, memory, cpus, unix_time, pci, ioapic, iommu } = board;
     let kind = Name(kind);
     let memory = Bytes(*memory);
     let mut text = format!(
@@ -71,6 +74,12 @@ pub fn header(board: &BoardSpec, all_effects: bool) -> String {
     if let Some(devices) = pci {
         let names = [HOST].into_iter().chain(devices.iter().map(|device| device.name()));
         text += &format!(" pci={}", names.collect::<Vec<_>>().join(","));
+    }
+    if *ioapic {
+        text += " ioapic=on";
+    }
+    if let Some(IommuConfig { interrupts }) = iommu {
+        text += if *interrupts { " iommu=interrupts" } else { " iommu=memory" };
     }
     text += "\n";
     if all_effects {
@@ -285,6 +294,10 @@ impl Display for Effect {
             Effect::Remap(gpa) => write!(f, "remap {gpa:#x}"),
             Effect::Sint { vp, sint } => write!(f, "sint {vp} {sint}"),
             Effect::Message { address, data } => write!(f, "message {address:#x} {data:#x}"),
+            Effect::AwaitEnd { pin, message: None } => write!(f, "await {pin} none"),
+            Effect::AwaitEnd { pin, message: Some((address, data)) } => {
+                write!(f, "await {pin} {address:#x} {data:#x}")
+            }
             Effect::Deadline(at) => write!(f, "deadline {at}"),
         }
     }

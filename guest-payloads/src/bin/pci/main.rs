@@ -11,6 +11,7 @@ mod bars;
 mod configuration;
 mod devices;
 mod interrupts;
+mod iommu;
 
 /// edu: vendor and device (QEMU's docs/specs/edu.rst).
 const EDU: (u16, u16) = (0x1234, 0x11e8);

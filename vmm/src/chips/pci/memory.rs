@@ -17,6 +17,17 @@ pub trait Iommu: Send + Sync + fmt::Debug {
         address: u64,
         write: bool,
     ) -> Option<(u64, u64)>;
+
+    /// The interrupt message that arrives at the local APICs for one of `requester`, or of the I/O APIC
+    /// (`None`). `None` if it is refused; `record` says whether that is a fault to be told.
+    fn remap(
+        &self,
+        env: &mut Env<'_>,
+        requester: Option<Slot>,
+        address: u64,
+        data: u32,
+        record: bool,
+    ) -> Option<(u64, u32)>;
 }
 
 /// An access that did not reach memory, or not all of it.
@@ -109,6 +120,17 @@ mod tests {
             let allowed = requester == Slot::new(3, 1) && !(write && page % 2 == 1);
             let page = 0xfu64.checked_sub(page).filter(|_| allowed)?;
             Some((page * 16 + offset, 16 - offset))
+        }
+
+        fn remap(
+            &self,
+            _: &mut Env<'_>,
+            _: Option<Slot>,
+            address: u64,
+            data: u32,
+            _: bool,
+        ) -> Option<(u64, u32)> {
+            Some((address, data))
         }
     }
 

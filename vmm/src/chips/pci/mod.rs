@@ -14,6 +14,7 @@ pub mod edu;
 pub mod memory;
 pub mod msi;
 pub mod testdev;
+pub mod vtd;
 
 use crate::access::Size;
 use crate::device::Region;

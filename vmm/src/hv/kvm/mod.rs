@@ -40,8 +40,7 @@ pub enum Irqchip {
     /// Local APICs, I/O APIC and PICs.
     #[default]
     Kernel,
-    /// Local APICs only. The board has no I/O APIC or PIC of its own yet, so device lines lead
-    /// nowhere; MSIs and IPIs work.
+    /// Local APICs only; the I/O APIC is the board's. There are no PICs.
     Split,
     /// None: HLT leaves the guest, no interrupt arrives, one vCPU.
     None,

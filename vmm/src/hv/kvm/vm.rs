@@ -199,6 +199,32 @@ impl Vm for KvmVm {
         }
     }
 
+    fn set_routes(&self, routes: &[Option<(u64, u32)>]) -> Result<(), HvError> {
+        if self.irqchip != Irqchip::Split {
+            return Ok(());
+        }
+        let route = |(gsi, message): (u32, &Option<(u64, u32)>)| {
+            let (address, data) = (*message)?;
+            let msi = kvm_irq_routing_msi {
+                address_lo: address as u32,
+                address_hi: (address >> 32) as u32,
+                data,
+                ..Default::default()
+            };
+            Some(kvm_irq_routing_entry {
+                gsi,
+                type_: KVM_IRQ_ROUTING_MSI,
+                u: kvm_irq_routing_entry__bindgen_ty_1 { msi },
+                ..Default::default()
+            })
+        };
+        let entries: Vec<_> = (0..).zip(routes).filter_map(route).collect();
+        let what = "KVM_SET_GSI_ROUTING";
+        let failed = |e| HvError::Call { what: what.to_owned(), source: io::Error::other(e) };
+        let table = KvmIrqRouting::from_entries(&entries).map_err(|e| failed(format!("{e:?}")))?;
+        call(what, self.fd.set_gsi_routing(&table))
+    }
+
     fn remap_page(&self, gpa: u64) -> Result<(), HvError> {
         let page = RamRange { start: gpa & !(PAGE - 1), len: PAGE };
         let Some(host) = self.ram.as_ref().and_then(|ram| ram.host_address(page).ok()) else {

@@ -107,6 +107,7 @@ impl Backplane for Seen {
     }
     fn raise_sint(&self, _: u32, _: u8) {}
     fn watch_sint(&self, _: u32, _: u8) {}
+    fn await_end(&self, _: u32, _: Option<(u64, u32)>) {}
     fn deadline(&self, _: crate::device::Nanos) {}
 }
 

@@ -19,6 +19,7 @@ impl Backplane for Noted {
         self.0.lock().expect("no panic").push(('w', vp, sint));
     }
     fn message(&self, _: u64, _: u32) {}
+    fn await_end(&self, _: u32, _: Option<(u64, u32)>) {}
     fn deadline(&self, _: Nanos) {}
 }
 

@@ -105,6 +105,8 @@ fn effect() -> impl Strategy<Value = Effect> {
         (any::<u32>(), any::<bool>()).prop_map(|(gsi, level)| Effect::Line { gsi, level }),
         (name(), any::<u8>()).prop_map(|(device, byte)| Effect::Output { device, byte }),
         any::<u64>().prop_map(Effect::Remap),
+        (any::<u32>(), any::<Option<(u64, u32)>>())
+            .prop_map(|(pin, message)| Effect::AwaitEnd { pin, message }),
         (any::<u64>(), any::<u32>()).prop_map(|(address, data)| Effect::Message { address, data }),
         any::<u64>().prop_map(Effect::Deadline),
     ]
@@ -114,10 +116,11 @@ fn script() -> impl Strategy<Value = Script> {
     let step = (op(), prop::option::of(answer()), vec(effect(), 0..3))
         .prop_map(|(op, expect, effects)| Step { op, expect, effects });
     let pci = prop::option::of(vec(prop::sample::select(&PciDevice::ALL[..]), 0..3));
-    let machine = (name(), any::<u64>(), 4..=u16::MAX, any::<u64>(), pci);
+    let iommu = prop::option::of(any::<bool>().prop_map(|interrupts| IommuConfig { interrupts }));
+    let machine = (name(), any::<u64>(), 4..=u16::MAX, any::<u64>(), pci, any::<bool>(), iommu);
     (machine, any::<bool>(), vec(step, 0..20)).prop_map(
-        |((kind, memory, cpus, unix_time, pci), all_effects, steps)| Script {
-            board: BoardSpec { kind, memory, cpus, unix_time, pci },
+        |((kind, memory, cpus, unix_time, pci, ioapic, iommu), all_effects, steps)| Script {
+            board: BoardSpec { kind, memory, cpus, unix_time, pci, ioapic, iommu },
             all_effects,
             steps,
         },
@@ -178,8 +181,13 @@ fn a_script_by_hand() {
                 ram 0x1000 \"hi\\n\"\n\
                 timer -> stop exit 0x0\n";
     let script = parse(text.as_bytes()).expect("a script");
-    let board =
-        BoardSpec { kind: "pc".to_owned(), memory: 4 << 20, cpus: 2, unix_time: 5, pci: None };
+    let board = BoardSpec {
+        kind: "pc".to_owned(),
+        memory: 4 << 20,
+        cpus: 2,
+        unix_time: 5,
+        ..BoardSpec::default()
+    };
     assert_eq!((&script.board, script.all_effects), (&board, true));
     let out = Access::write(Space::Port, 0x3f8, Size::B1, 0x41);
     let output = Effect::Output { device: "com1".to_owned(), byte: b'A' };
