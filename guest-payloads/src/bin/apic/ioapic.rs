@@ -219,15 +219,15 @@ test!(
         ioapic::set_entry(LINE, to_me(VECTOR) | LEVEL);
         let_in(1);
         check!(taken().count() >= 1, "no interrupt once the pin was unmasked with its line high");
-        // Some hosts send the first request twice; that it is sent is all that is asked here.
-        let_in(0);
-        taken().for_each(drop);
-        // High and low again while masked: nothing is left of it.
-        ioapic::set_entry(LINE, to_me(VECTOR) | LEVEL | MASKED);
+        // High and low again while masked: nothing is left of it. Some hosts send the first request
+        // twice, and the second time late, so this one has a vector of its own.
+        irq::handle(VECTOR + 1, note_and_eoi);
+        ioapic::set_entry(LINE, to_me(VECTOR + 1) | LEVEL | MASKED);
         testdev::pulse(LINE);
-        ioapic::set_entry(LINE, to_me(VECTOR) | LEVEL);
+        ioapic::set_entry(LINE, to_me(VECTOR + 1) | LEVEL);
         let_in(0);
-        check_eq!(taken().count(), 0, "interrupts of a line that fell before the pin was unmasked");
+        let fallen = taken().filter(|vector| *vector == VECTOR + 1).count();
+        check_eq!(fallen, 0, "interrupts of a line that fell before the pin was unmasked");
     }
 );
 
