@@ -74,13 +74,17 @@ impl Machine {
     }
 
     /// What few devices have: lines beside their own, or a say in what the I/O APIC waits for.
-    #[inline(never)]
+    #[inline]
     pub(super) fn settle_more(&self, slot: &Place, inner: &mut Inner) {
         let lines = inner.device.lines() & inner.device.drives();
-        let tell = |gsi, level| self.line_changed(gsi, level);
-        self.lines.drive_many(inner.lines, lines, tell);
-        inner.lines = lines;
-        self.settle_controller(slot.id, &mut *inner.device);
+        if lines != inner.lines {
+            let tell = |gsi, level| self.line_changed(gsi, level);
+            self.lines.drive_many(inner.lines, lines, tell);
+            inner.lines = lines;
+        }
+        if let Some(controller) = &self.controller {
+            self.settle_controller(controller, slot.id, &mut *inner.device);
+        }
     }
 
     /// A line's level changed.
@@ -121,8 +125,8 @@ impl Machine {
 
     /// After an access to a device whose lock is held: what the I/O APIC waits for may have changed by
     /// itself, or by what the IOMMU makes of it.
-    fn settle_controller(&self, id: DeviceId, device: &mut dyn Device) {
-        let Some(controller) = &self.controller else { return };
+    #[inline(never)]
+    fn settle_controller(&self, controller: &Controller, id: DeviceId, device: &mut dyn Device) {
         if controller.device != id {
             self.at_controller(controller, |_, _| {});
         } else if let Some(inputs) = device.inputs() {
