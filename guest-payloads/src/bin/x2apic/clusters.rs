@@ -17,7 +17,7 @@ fn start() -> usize {
     cpus
 }
 
-fn to(mask: u32) -> impl Fn() + Send {
+pub(crate) fn to(mask: u32) -> impl Fn() + Send {
     move || apic::local().send(Delivery::Fixed(VECTOR), Destination::Logical(mask))
 }
 

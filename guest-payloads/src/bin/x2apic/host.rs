@@ -14,11 +14,11 @@ const MODES: u64 = BASE_ENABLE | BASE_X2APIC;
 const X2APIC_API: u32 = 129;
 const USE_32BIT_IDS: u64 = 1;
 
-fn lapic() -> kvm::Lapic {
+pub(crate) fn lapic() -> kvm::Lapic {
     check_ok!(lab::get(kvm::GET_LAPIC))
 }
 
-fn word(page: &kvm::Lapic, at: usize) -> u32 {
+pub(crate) fn word(page: &kvm::Lapic, at: usize) -> u32 {
     u32::from_le_bytes([page[at], page[at + 1], page[at + 2], page[at + 3]])
 }
 

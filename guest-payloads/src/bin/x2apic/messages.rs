@@ -15,11 +15,11 @@ const USE_32BIT_IDS: u64 = 1;
 const NO_BROADCAST_QUIRK: u64 = 2;
 
 /// The address that reaches `id`: its low byte in bits 19:12, the rest, for KVM, in the high half.
-fn address(id: u32) -> u64 {
+pub(crate) fn address(id: u32) -> u64 {
     u64::from(id & !0xff) << 32 | 0xfee0_0000 | u64::from(id & 0xff) << 12
 }
 
-fn send(address: u64, data: u32) -> impl Fn() + Send {
+pub(crate) fn send(address: u64, data: u32) -> impl Fn() + Send {
     move || {
         check_ok!(lab::signal_msi(address, data), "MSI to {address:#x}");
     }

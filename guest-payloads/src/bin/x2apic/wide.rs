@@ -2,6 +2,7 @@
 //! has few CPUs, whose identifiers are far apart, some with the same low byte.
 
 use crate::{SETTLE, VECTOR, expect_at, logical, msr, read, start_all, write};
+use crate::{clusters, host, messages};
 use payload_rt::apic::{self, Delivery, Destination};
 use payload_rt::lab::{self, kvm};
 use payload_rt::*;
@@ -27,10 +28,6 @@ fn start() -> usize {
 
 fn physical(to: u32) -> impl Fn() + Send {
     move || apic::local().send(Delivery::Fixed(VECTOR), Destination::Physical(to))
-}
-
-fn at_logical(to: u32) -> impl Fn() + Send {
-    move || apic::local().send(Delivery::Fixed(VECTOR), Destination::Logical(to))
 }
 
 /// The CPU with this identifier.
@@ -114,12 +111,12 @@ test!(
         for to in 0..cpus {
             let id = smp::apic_id(to);
             let own = logical(id);
-            expect_at(cpus, 0, VECTOR, "logical IPI", at_logical(own), is(id));
-            expect_at(cpus, 0, VECTOR, "IPI to its cluster", at_logical(own | 0xffff), is(id));
+            expect_at(cpus, 0, VECTOR, "logical IPI", clusters::to(own), is(id));
+            expect_at(cpus, 0, VECTOR, "IPI to its cluster", clusters::to(own | 0xffff), is(id));
             let others = own & !0xffff | !own & 0xffff;
-            expect_at(cpus, 0, VECTOR, "IPI to the rest of it", at_logical(others), |_| false);
+            expect_at(cpus, 0, VECTOR, "IPI to the rest of it", clusters::to(others), |_| false);
             let beside = own.wrapping_add(1 << 16);
-            expect_at(cpus, 0, VECTOR, "IPI to the next cluster", at_logical(beside), |_| false);
+            expect_at(cpus, 0, VECTOR, "IPI to the next cluster", clusters::to(beside), |_| false);
         }
     }
 );
@@ -147,12 +144,7 @@ test!(wide_init, "INIT stops the one CPU with that identifier.", || {
 test!(wide_messages, "An MSI reaches the CPU that both halves of its address name.", || {
     // Linux, Documentation/virt/kvm/api.rst, 7.1: the upper half has bits 31:8.
     let cpus = start();
-    let send = |id: u32| {
-        let address = u64::from(id & !0xff) << 32 | 0xfee0_0000 | u64::from(id & 0xff) << 12;
-        move || {
-            check_ok!(lab::signal_msi(address, VECTOR.into()), "MSI to {address:#x}");
-        }
-    };
+    let send = |id| messages::send(messages::address(id), VECTOR.into());
     for to in 0..cpus {
         let id = smp::apic_id(to);
         expect_at(cpus, 0, VECTOR, "MSI", send(id), is(id));
@@ -185,11 +177,10 @@ test!(wide_page, "The host sees all bits of an identifier, and can set what it s
     for cpu in 0..cpus {
         let id = smp::apic_id(cpu);
         let (page, set) = smp::run_on(cpu, || {
-            let page = check_ok!(lab::get(kvm::GET_LAPIC));
+            let page = host::lapic();
             (page, lab::set(kvm::SET_LAPIC, &page))
         });
-        let word = u32::from_le_bytes([page[ID], page[ID + 1], page[ID + 2], page[ID + 3]]);
-        check_eq!(word, id, "identifier of cpu {cpu} for the host");
+        check_eq!(host::word(&page, ID), id, "identifier of cpu {cpu} for the host");
         check_ok!(set, "set anew on cpu {cpu}");
         check_eq!(smp::run_on(cpu, || read(msr::ID)), id.into(), "and for itself");
     }
