@@ -25,6 +25,7 @@ use crate::device::Clock;
 use crate::exit::{Entry, Exit, Stop};
 use crate::host::clock::HostClock;
 use crate::host::console::OutputQueue;
+use crate::host::contents::Contents;
 use crate::host::events::{EndSignals, Wake};
 use crate::host::memory;
 use crate::hv::kvm::{CurrentVm, Host, Irqchip, KvmConfig, KvmLab, KvmVcpu};
@@ -50,7 +51,7 @@ pub struct Options {
     /// The image.
     pub kernel: PathBuf,
     /// What is in it, if somebody has read it already. The first start takes it.
-    pub image: Option<Vec<u8>>,
+    pub image: Option<Arc<Contents>>,
     /// How it is entered.
     pub protocol: Protocol,
     /// Its command line.
@@ -147,8 +148,8 @@ impl Handler<KvmVcpu> for LabDriver<'_> {
     }
 }
 
-fn read(path: &Path, what: &'static str) -> Result<Vec<u8>, LaunchError> {
-    std::fs::read(path).map_err(|source| LaunchError::File { what, path: path.to_owned(), source })
+fn read(path: &Path, what: &'static str) -> Result<Contents, LaunchError> {
+    Contents::of(path).map_err(|source| LaunchError::File { what, path: path.to_owned(), source })
 }
 
 /// The last component of a path: what a guest is told an image is called.
@@ -292,7 +293,7 @@ fn prepare(options: &mut Options) -> Result<Prepared, LaunchError> {
     }
     let image = match options.image.take() {
         Some(image) => image,
-        None => read(&options.kernel, "kernel")?,
+        None => Arc::new(read(&options.kernel, "kernel")?),
     };
     let modules = options
         .modules
@@ -334,7 +335,6 @@ fn prepare(options: &mut Options) -> Result<Prepared, LaunchError> {
         // There is RAM below 1 MiB, whatever its size.
         ram.write(acpi::BASE, &tables).map_err(|_| LaunchError::AcpiTables)?;
     }
-    // What follows needs room, too; here is some that the host has filled with pages.
     drop((image, modules));
     let clock: Arc<dyn Clock> = Arc::new(HostClock::start());
     assemble(options, host, ram, clock, &loaded.start)

@@ -52,27 +52,19 @@ pub enum PayloadError {
     },
 }
 
-/// The payload in `path`, and its tests.
-fn read(path: &Path) -> Result<(Vec<u8>, Vec<TestInfo>), PayloadError> {
-    let image = std::fs::read(path)
-        .map_err(|source| PayloadError::File { path: path.to_owned(), source })?;
-    let tests = list_tests(&image)
-        .map_err(|source| PayloadError::Table { path: path.to_owned(), source })?;
-    Ok((image, tests))
-}
-
-/// Reads the payload in `path` and checks that it has the test called `test`, before a guest is
-/// started for it. Returns the file's content.
+/// Checks that the payload whose file, `path`, holds `image` has the test called `test`, before a guest
+/// is started for it.
 ///
 /// # Errors
 /// When it has not, none was named, or the file is no payload.
-pub fn check(path: &Path, test: Option<&str>) -> Result<Vec<u8>, PayloadError> {
-    let (image, tests) = read(path)?;
+pub fn check(path: &Path, image: &[u8], test: Option<&str>) -> Result<(), PayloadError> {
+    let tests = list_tests(image)
+        .map_err(|source| PayloadError::Table { path: path.to_owned(), source })?;
     let known = || tests.iter().map(|t| t.name.as_str()).collect::<Vec<_>>().join(", ");
     let path = path.to_owned();
     match test {
         None => Err(PayloadError::NoName { path, known: known() }),
-        Some(test) if tests.iter().any(|t| t.name == test) => Ok(image),
+        Some(test) if tests.iter().any(|t| t.name == test) => Ok(()),
         Some(test) => Err(PayloadError::NoTest { path, test: test.to_owned(), known: known() }),
     }
 }

@@ -25,8 +25,11 @@ const MOUNTS: [(&str, &str); 5] = [
     ("tmpfs", "/run"),
 ];
 
+/// Where the kernel's debugging files are mounted, if it has any.
+const DEBUG: &str = "/sys/kernel/debug";
+
 /// Settings of the kernel, where it has them: file and content.
-const SETTINGS: [(&str, &str); 3] = [
+const SETTINGS: [(&str, &str); 4] = [
     // Guests ask for more memory than the machine has, and use little of it.
     ("/proc/sys/vm/overcommit_memory", "1"),
     // Taking a VM apart waits for each CPU to pass a quiet point: ask them instead of waiting for
@@ -35,6 +38,8 @@ const SETTINGS: [(&str, &str); 3] = [
     // Clearing 2 MiB for a process that writes into 100 KiB is dear here. Guests that ask for huge
     // pages get them.
     ("/sys/kernel/mm/transparent_hugepage/enabled", "madvise"),
+    // A VMM runs code from all over its file, which is in memory: map more of it at each fault.
+    ("/sys/kernel/debug/fault_around_bytes", "1048576"),
 ];
 
 /// Runs as process 1.
@@ -59,6 +64,11 @@ fn run() -> Result<(), String> {
     for (kind, place) in MOUNTS {
         mount(kind, place, kind, MountFlags::empty(), None)
             .map_err(|e| format!("cannot mount {kind} at {place}: {e}"))?;
+    }
+    // A kernel that was built without them has no such directory.
+    if Path::new(DEBUG).exists() {
+        mount("debugfs", DEBUG, "debugfs", MountFlags::empty(), None)
+            .map_err(|e| format!("cannot mount debugfs at {DEBUG}: {e}"))?;
     }
     for (path, value) in SETTINGS.iter().filter(|(path, _)| Path::new(path).exists()) {
         fs::write(path, value).map_err(|e| format!("cannot write {value} to {path}: {e}"))?;

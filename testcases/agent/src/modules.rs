@@ -19,6 +19,17 @@ const KMSG: &str = "/dev/kmsg";
 /// Lines of the kernel's log that are told of a module that does not load.
 const LINES: usize = 10;
 
+/// KVM's switch for splitting huge pages that a guest runs code from (iTLB multihit).
+const NX_HUGE_PAGES: &str = "/sys/module/kvm/parameters/nx_huge_pages";
+
+/// Where KVM has no need to split huge pages, tells it that it never will: each VM is spared a thread
+/// that would join them again. Linux 6.1 knows no `never`, and keeps the thread.
+pub fn spare_recovery_threads() {
+    if fs::read_to_string(NX_HUGE_PAGES).is_ok_and(|now| now.trim() == "N") {
+        let _ = fs::write(NX_HUGE_PAGES, "never");
+    }
+}
+
 /// The name of a module: of its file, with `-` as `_`, as the kernel has it.
 fn normal(name: &str) -> String {
     name.strip_suffix(".ko").unwrap_or(name).replace('-', "_")

@@ -50,6 +50,7 @@ fn work(reporter: &Reporter) -> Result<u8, String> {
     let job: Job = serde_json::from_slice(&text)
         .map_err(|e| format!("{} is no job: {e}; is the image of another build?", job::PATH))?;
     let troubles = modules::load(&job.modules);
+    modules::spare_recovery_threads();
     let mut facts = FactsTable::collect();
     if let Err(why) = &mut facts.kvm
         && !troubles.is_empty()

@@ -33,10 +33,11 @@ pub struct Found {
 /// The first vector or x87 instruction outside of `.text.sse`.
 pub fn find(image: &Image) -> Result<Option<Found>, ElfError> {
     let code = |section: &&Section| section.executable && section.name != ALLOWED;
-    Ok(image.sections().iter().filter(code).find_map(|section| find_in(image, section)))
+    let symbols = image.symbols()?;
+    Ok(image.sections().iter().filter(code).find_map(|section| find_in(&symbols, section)))
 }
 
-fn find_in(image: &Image, section: &Section) -> Option<Found> {
+fn find_in(symbols: &[Symbol], section: &Section) -> Option<Found> {
     let bits = match section.name {
         ".boot" => 32,
         ".trampoline" => 16,
@@ -46,7 +47,7 @@ fn find_in(image: &Image, section: &Section) -> Option<Found> {
     let inside = |symbol: &&Symbol| (section.address..end).contains(&symbol.address);
     // Each symbol is a fresh start, so that data between functions cannot hide what follows.
     let starts: Vec<(u64, &str)> = std::iter::once((section.address, section.name))
-        .chain(image.symbols().iter().filter(inside).map(|symbol| (symbol.address, symbol.name)))
+        .chain(symbols.iter().filter(inside).map(|symbol| (symbol.address, symbol.name)))
         .collect();
     for (i, &(start, function)) in starts.iter().enumerate() {
         let stop = starts.get(i + 1).map_or(end, |next| next.0);

@@ -3,17 +3,19 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 use vmm::boot::Protocol;
 use vmm::cpuid::{CpuModel, Topology};
 use vmm::exit::Stop;
+use vmm::host::contents::Contents;
 use vmm::hv::kvm::{DEV_KVM, Irqchip, KvmConfig, Smm};
 use vmm::hyperv::Enlightenments;
 use vmm::launch::{self, Options, Serial};
 use vmm::machine::{IommuConfig, PciDevice};
-use vmm::payload;
+use vmm::payload::{self, PayloadError};
 use vmm::ram::Backing;
 use vmm::units;
 
@@ -382,8 +384,12 @@ impl Run {
         let kernel = match (self.kernel, self.payload) {
             (Some(kernel), _) => kernel,
             (None, Some(file)) => {
-                let read = payload::check(&file, self.test.as_deref());
-                image = Some(read.map_err(|e| e.to_string())?);
+                let bytes = Contents::of(&file)
+                    .map_err(|source| PayloadError::File { path: file.clone(), source })
+                    .and_then(|bytes| {
+                        payload::check(&file, &bytes, self.test.as_deref()).map(|()| bytes)
+                    });
+                image = Some(Arc::new(bytes.map_err(|e| e.to_string())?));
                 if let Some(test) = &self.test {
                     cmdline = payload_cmdline(test, self.cpus, &cmdline);
                 }

@@ -4,6 +4,7 @@
 pub mod child;
 pub mod clock;
 pub mod console;
+pub mod contents;
 pub mod debug_console;
 pub mod events;
 pub mod memory;

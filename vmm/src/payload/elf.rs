@@ -73,8 +73,8 @@ pub struct Symbol<'a> {
 pub struct Image<'a> {
     bytes: &'a [u8],
     segments: Vec<ProgramHeader>,
+    headers: Vec<SectionHeader>,
     sections: Vec<Section<'a>>,
-    symbols: Vec<Symbol<'a>>,
 }
 
 const CONTEXT: Ctx = Ctx { container: Container::Big, le: Endian::Little };
@@ -108,7 +108,7 @@ fn string(table: &[u8], at: u64) -> &str {
 }
 
 impl<'a> Image<'a> {
-    /// Reads headers, sections and symbols.
+    /// Reads headers and sections.
     pub fn parse(bytes: &'a [u8]) -> Result<Image<'a>, ElfError> {
         let header: Header = match bytes.get(..64) {
             Some(start) if start[..6] == *b"\x7fELF\x02\x01" => {
@@ -137,12 +137,8 @@ impl<'a> Image<'a> {
             None => &[],
         };
         let mut sections = Vec::new();
-        let mut symbols = Vec::new();
         for section in &headers {
             let name = string(names, section.sh_name as u64);
-            if section.sh_type == SHT_SYMTAB {
-                symbols = read_symbols(bytes, section, &headers)?;
-            }
             sections.push(Section {
                 name,
                 address: section.sh_addr,
@@ -150,7 +146,7 @@ impl<'a> Image<'a> {
                 executable: section.is_executable(),
             });
         }
-        Ok(Image { bytes, segments, sections, symbols })
+        Ok(Image { bytes, segments, headers, sections })
     }
 
     /// The sections.
@@ -158,9 +154,10 @@ impl<'a> Image<'a> {
         &self.sections
     }
 
-    /// The symbols of code and data, by address.
-    pub fn symbols(&self) -> &[Symbol<'a>] {
-        &self.symbols
+    /// Reads the symbols of code and data; by address. Whoever only runs a payload needs none.
+    pub fn symbols(&self) -> Result<Vec<Symbol<'a>>, ElfError> {
+        let table = self.headers.iter().find(|section| section.sh_type == SHT_SYMTAB);
+        table.map_or(Ok(Vec::new()), |table| read_symbols(self.bytes, table, &self.headers))
     }
 
     /// The section of a name.
@@ -231,7 +228,7 @@ mod tests {
         let image = Image::parse(&file).unwrap();
         assert_eq!(image.section(".text").unwrap().bytes, b"\xc3\x90\x90");
         assert!(image.section(".text").unwrap().executable);
-        assert_eq!(image.symbols(), [Symbol { address: 0x10_0001, name: "f" }]);
+        assert_eq!(image.symbols().unwrap(), [Symbol { address: 0x10_0001, name: "f" }]);
         assert_eq!(image.at(0x10_0001, 2), Some(&b"\x90\x90"[..]));
         assert_eq!(image.at(0x0f_ffff, 1), None);
         assert_eq!(image.at(0x10_0000, u64::MAX), None);
