@@ -148,22 +148,29 @@ test!(port_strings, "OUTS and INS go by 57 bits, and fault there.", || {
     }
 });
 
-test!(accessed, "What the emulator walks gets A at the fifth level, and D at the leaf.", || {
-    device();
-    let leaf = map(AT, frame_with(0));
-    let top = crate::top(AT);
-    let clear = || {
-        top.set(top.value & !Flags::A.0);
-        leaf.set(leaf.value & !(Flags::A.0 | Flags::D.0));
-        paging::flush();
-    };
-    let bits = || (top.reload().flags().has(Flags::A), leaf.reload().flags());
-    clear();
-    check_ok!(copy(AT, DEVICE, 1));
-    let (accessed, flags) = bits();
-    check!(accessed && flags.has(Flags::A) && !flags.has(Flags::D), "read: {accessed} {flags:x?}");
-    clear();
-    check_ok!(copy(DEVICE, AT, 1));
-    let (accessed, flags) = bits();
-    check!(accessed && flags.has(Flags::A | Flags::D), "written: {accessed} {flags:x?}");
-});
+test!(
+    emulated_accessed,
+    "What the emulator walks gets A at the fifth level, and D at the leaf.",
+    || {
+        device();
+        let leaf = map(AT, frame_with(0));
+        let top = crate::top(AT);
+        let clear = || {
+            top.set(top.value & !Flags::A.0);
+            leaf.set(leaf.value & !(Flags::A.0 | Flags::D.0));
+            paging::flush();
+        };
+        let bits = || (top.reload().flags().has(Flags::A), leaf.reload().flags());
+        clear();
+        check_ok!(copy(AT, DEVICE, 1));
+        let (accessed, flags) = bits();
+        check!(
+            accessed && flags.has(Flags::A) && !flags.has(Flags::D),
+            "read: {accessed} {flags:x?}"
+        );
+        clear();
+        check_ok!(copy(DEVICE, AT, 1));
+        let (accessed, flags) = bits();
+        check!(accessed && flags.has(Flags::A | Flags::D), "written: {accessed} {flags:x?}");
+    }
+);

@@ -105,34 +105,62 @@ test!(
     }
 );
 
-test!(reserved, "The page-size bit and addresses beyond MAXPHYADDR are reserved there.", || {
+/// Bits that are reserved in an entry of the fifth level.
+fn reserved_bits() -> impl Iterator<Item = u64> {
+    [7, u64::from(cpuid::physical_bits()), 51].into_iter().filter(|&bit| bit <= 51)
+}
+
+/// Checks that the fifth level's entry with each reserved bit is #PF: with this error code of a read, if one
+/// is given, and with RSVD at least.
+fn reserved_faults(code: Option<u64>) {
     let entry = mapped();
-    let mut wrong = 0;
-    for bit in [7, u64::from(cpuid::physical_bits()), 51] {
-        if bit > 51 {
-            continue;
-        }
-        wrong += 1;
+    for bit in reserved_bits() {
         set(&entry, entry.value | 1 << bit);
-        check_fault(mem::read::<u8>(AT), P | RSVD, AT, "a read with a reserved bit");
-        check_fault(mem::write(AT, 0_u8), P | RSVD | W, AT, "a write with a reserved bit");
+        check_reserved(code, "a reserved bit");
         set(&entry, entry.value);
         check_ok!(mem::read::<u8>(AT), "without bit {bit}");
     }
-    check!(wrong > 0);
+}
+
+/// Checks that a read and a write of [`AT`] tell of a reserved bit.
+fn check_reserved(code: Option<u64>, what: &str) {
+    let (read, write) = (mem::read::<u8>(AT).map(|_| ()), mem::write(AT, 0_u8));
+    for (result, of_access) in [(read, 0), (write, W)] {
+        match code {
+            Some(code) => check_fault(result, code | of_access, AT, what),
+            None => {
+                let fault = check_err!(result, "{what}");
+                check_eq!((fault.vector, fault.cr2), (trap::PF, AT), "{what}: {fault}");
+                check_eq!(fault.error_code & RSVD, RSVD, "{what}: {fault}");
+            }
+        }
+    }
+}
+
+test!(reserved, "The page-size bit and addresses beyond MAXPHYADDR are reserved there.", || {
+    reserved_faults(None)
 });
 
-test!(nx_reserved, "NX is reserved there while EFER.NXE is clear.", || {
+test!(reserved_code, "What is reserved there is #PF with RSVD and P.", || {
+    reserved_faults(Some(P | RSVD))
+});
+
+/// Checks that NX is reserved with EFER.NXE clear.
+fn nx_faults(code: Option<u64>) {
     cpuid::NX.require();
     let entry = mapped();
     set(&entry, entry.value | Flags::NX.0);
     check_ok!(mem::read::<u8>(AT), "a read under EFER.NXE");
     let efer = check_ok!(reg::rdmsr(reg::EFER));
     check_ok!(reg::wrmsr(reg::EFER, efer & !reg::EFER_NXE));
-    check_fault(mem::read::<u8>(AT), P | RSVD, AT, "a read with EFER.NXE clear");
+    check_reserved(code, "NX with EFER.NXE clear");
     check_ok!(reg::wrmsr(reg::EFER, efer));
     check_ok!(mem::read::<u8>(AT), "a read under EFER.NXE again");
-});
+}
+
+test!(nx_reserved, "NX is reserved there while EFER.NXE is clear.", || nx_faults(None));
+
+test!(nx_reserved_code, "So it is #PF with RSVD and P.", || nx_faults(Some(P | RSVD)));
 
 test!(ignored, "Bits that belong to software, PWT and PCD change nothing there.", || {
     let entry = mapped();

@@ -146,11 +146,11 @@ test!(
             }
             machine.regs.ebx = legacy::DATA;
             check_ok!(mem::write(legacy::DATA.into(), 0x1111_u32));
-            let cr4 = u64::from(machine.regs.cr4);
             let outcome = machine.run();
             outcome.done("changes of CR4.LA57");
-            check_eq!(u64::from(outcome.regs.esi), cr4 | reg::CR4_LA57, "paging {paged}: set");
-            check_eq!(u64::from(outcome.regs.ebp), cr4 & !reg::CR4_LA57, "paging {paged}: cleared");
+            let la57 = |cr4: u32| u64::from(cr4) & reg::CR4_LA57;
+            check_eq!(la57(outcome.regs.esi), reg::CR4_LA57, "paging {paged}: set");
+            check_eq!(la57(outcome.regs.ebp), 0, "paging {paged}: cleared");
             check_eq!(outcome.regs.edi, 0x2222, "paging {paged}: memory");
         }
     }

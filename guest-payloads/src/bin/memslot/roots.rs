@@ -3,14 +3,15 @@
 //! SDM volume 3, 5.5 and 7.15 (#DF); APM volume 2, 8.2.9. Reads of what is no memory give ones, which as an
 //! entry is reserved bits: no fetch succeeds, nor the delivery of the fault, nor that of #DF.
 
+use crate::tables::{TABLES, lay};
 use crate::{AREA, AT, MARK, PAGE, show};
 use payload_rt::apic::{self, Delivery, Destination};
-use payload_rt::lab::{self, kind};
-use payload_rt::paging::{self, Flags, Size};
+use payload_rt::lab::{self, Backing, Memory, kind};
+use payload_rt::paging::{self, Flags};
 use payload_rt::*;
 
 /// Copies the runtime's top table to the beginning of a memory, as the host.
-fn copy_root(memory: lab::Memory) {
+fn copy_root(memory: Memory) {
     let top = check_ok!(lab::sregs()).cr3 & paging::ADDRESS;
     for offset in (0..PAGE).step_by(8) {
         let entry: u64 = check_ok!(mem::read(top + offset));
@@ -24,12 +25,16 @@ test!(
     root_in_slot,
     "A top table in a slot serves, and where the slot moves it serves there.",
     || {
+        const TABLES_AT: u64 = AREA + 0x1000_0000;
         let (memory, mut slot) = show(1, 0);
         let frame = frames::alloc().address();
         check_ok!(mem::write(frame, MARK));
-        paging::map(AT, frame, Size::K4, Flags::RW);
+        let below = check_ok!(Memory::new(TABLES * PAGE, Backing::Small));
+        check_ok!(below.slot(TABLES_AT, 0, TABLES * PAGE, 0));
+        lay(below, TABLES_AT, AT, frame | Flags::RW.0);
         copy_root(memory);
-        let own = reg::cr3();
+        // By the host: see `tables::flush`.
+        let own = check_ok!(lab::sregs()).cr3;
         for round in 0..4 {
             let gpa = AREA + round * 0x20_3000;
             check_ok!(slot.move_to(gpa));

@@ -80,6 +80,8 @@ test!(scaling_of_scaled, "Where L1's TSC is scaled itself, the two scales multip
     let host = check_ok!(lab::call(kvm::GET_TSC_KHZ)) as u64;
     for of_host in [host / 2, host * 2] {
         check_ok!(lab::call_with(kvm::SET_TSC_KHZ, of_host));
+        // Another rate moved it: below zero, even.
+        check_ok!(reg::wrmsr(reg::TSC, 1 << 40));
         for multiplier in MULTIPLIERS {
             set(Field::TSC_MULTIPLIER, multiplier);
             set(Field::TSC_OFFSET, 1 << 30);

@@ -27,16 +27,35 @@ test!(slower_refused, "A rate below the host's is EINVAL without scaling.", || {
     check_told(host, &clock, "the host's own");
 });
 
-test!(faster_catches_up, "Without scaling a TSC of a higher rate catches up at exits.", || {
-    let host = host_khz();
-    Clock::on();
+/// Checks that TSCs of higher rates have them, over exits.
+fn catches_up(host: u64) {
     for (of, by) in [(5, 4), (2, 1)] {
         let wanted = host * of / by;
         check_ok!(set_khz(wanted), "{wanted} kHz");
         check_eq!(khz(), wanted, "KVM_GET_TSC_KHZ");
         check_khz(wanted, "over exits");
     }
+}
+
+test!(faster_catches_up, "Without scaling a TSC of a higher rate catches up at exits.", || {
+    let host = host_khz();
+    Clock::on();
+    catches_up(host);
 });
+
+// MSR_KVM_SYSTEM_TIME, the old one, on the CPU that booted: then each vCPU's clock is updated for itself, not
+// from one moment for all of them (KVM's master clock).
+test!(
+    faster_catches_up_alone,
+    "So it does where a vCPU's clock is its own, without KVM's master clock.",
+    || {
+        const SYSTEM_TIME_OLD: u32 = 0x12;
+        let host = host_khz();
+        let page = frames::alloc().address();
+        check_ok!(reg::wrmsr(SYSTEM_TIME_OLD, page | 1), "turn the old kvmclock on");
+        catches_up(host);
+    }
+);
 
 test!(faster_is_monotonic, "A TSC that catches up never goes back, with exits or without.", || {
     let host = host_khz();
