@@ -78,6 +78,7 @@ pub mod ioapic;
 pub mod irq;
 pub mod lab;
 pub mod legacy;
+pub mod levels;
 pub mod line;
 pub mod mem;
 pub mod paging;

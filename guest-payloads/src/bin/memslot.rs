@@ -24,6 +24,8 @@ mod manual;
 mod readonly;
 #[path = "memslot/ring.rs"]
 mod ring;
+#[path = "memslot/roots.rs"]
+mod roots;
 #[path = "memslot/running.rs"]
 mod running;
 #[path = "memslot/slots.rs"]

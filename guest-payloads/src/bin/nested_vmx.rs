@@ -39,6 +39,8 @@ mod modes;
 mod nested_ept;
 #[path = "nested_vmx/registers.rs"]
 mod registers;
+#[path = "nested_vmx/scaling.rs"]
+mod scaling;
 #[path = "nested_vmx/signals.rs"]
 mod signals;
 #[path = "nested_vmx/state.rs"]

@@ -11,6 +11,8 @@ mod bits;
 mod faults;
 #[path = "paging/features.rs"]
 mod features;
+#[path = "paging/masking.rs"]
+mod masking;
 #[path = "paging/memory.rs"]
 mod memory;
 #[path = "paging/tlb.rs"]

@@ -347,6 +347,8 @@ bits! { mp_state, "States of a vCPU (`KVM_MP_STATE_*`).":
 }
 bits! { cap, "Numbers of capabilities (`KVM_CAP_*`).":
     NR_MEMSLOTS = 10, "Memslots that a VM can have.";
+    TSC_CONTROL = 60, "The rate of a vCPU's TSC can be set: the processor scales it.";
+    VM_TSC_CONTROL = 214, "The rate of TSCs to come can be set.";
     NESTED_STATE = 157, "Bytes of a nested state.";
     EXCEPTION_PAYLOAD = 164, "Pending exceptions and their payload are told apart.";
     MANUAL_DIRTY_LOG_PROTECT2 = 168, "Dirty pages are cleared by hand.";

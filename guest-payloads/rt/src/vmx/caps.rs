@@ -79,6 +79,7 @@ bits! {
     CPU2_RDSEED = 16, "Secondary: RDSEED exiting.";
     CPU2_PML = 17, "Secondary: enable PML.";
     CPU2_XSAVES = 20, "Secondary: enable XSAVES and XRSTORS.";
+    CPU2_TSC_SCALING = 25, "Secondary: use TSC scaling.";
     EXIT_SAVE_DEBUG = 2, "VM-exit: save debug controls.";
     EXIT_HOST64 = 9, "VM-exit: host address-space size.";
     EXIT_ACKNOWLEDGE = 15, "VM-exit: acknowledge interrupt on exit.";

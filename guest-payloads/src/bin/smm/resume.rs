@@ -3,11 +3,11 @@
 use crate::code::{self, SMBASE, poke, poking, saved};
 use crate::map::{self, CR0, CR3, CR4, DR7, EFER, RFLAGS, RIP, SMBASE_FIELD};
 use payload_rt::lab::{self, Chain, Plain, kvm};
-use payload_rt::trap::UD;
+use payload_rt::trap::{GP, UD};
 use payload_rt::user::{End, User};
 use payload_rt::{
-    asm_code, check, check_eq, check_err, check_ok, check_trap, frames, insn, mem, paging, reg,
-    test,
+    asm_code, check, check_eq, check_err, check_ok, check_trap, frames, insn, levels, mem, paging,
+    reg, test,
 };
 
 test!(keeps_registers, "The general registers are those from before the SMI.", || {
@@ -293,4 +293,22 @@ test!(shutdown, "A guest that shuts down in RSM ends as one with a triple fault.
     code::install(&[poking()]);
     poke(CR4, u32::MAX, 1 << 31);
     check_ok!(lab::call(kvm::SMI));
+});
+
+// SMM begins with CR4 of 0; the map has CR4.LA57, and RSM goes back to what it stands for.
+test!(keeps_five_levels, "A guest with five levels of paging has them again behind RSM.", || {
+    const AT: u64 = 0xff12_3456_789a_b000;
+    let root = levels::five();
+    let frame = frames::alloc().address();
+    paging::map(AT, frame, paging::Size::K4, paging::Flags::RW);
+    code::install(&[asm_code!(".code16", "nop")]);
+    for round in 0..4_u64 {
+        check_ok!(mem::write(AT, round));
+        code::smi();
+        check_eq!(saved::<u64>(CR4) & reg::CR4_LA57, reg::CR4_LA57, "CR4.LA57 in the map");
+        check_eq!(saved::<u64>(CR3), root, "CR3 in the map");
+        check_eq!((reg::cr3(), reg::cr4() & reg::CR4_LA57), (root, reg::CR4_LA57), "CR3, LA57");
+        check_eq!(mem::read::<u64>(AT), Ok(round), "memory at a 57-bit address");
+        check_trap!(mem::read::<u64>(1 << 56), GP, 0, "an address of 58 bits");
+    }
 });
