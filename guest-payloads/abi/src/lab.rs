@@ -109,6 +109,10 @@ pub mod op {
     pub const USERFAULT: u32 = 19;
     /// How many faults that thread has resolved in the memory of this number: the value.
     pub const USERFAULT_COUNT: u32 = 20;
+    /// Sets `request_interrupt_window` of the page that the vCPU shares with KVM: 0 or 1; 2 leaves it. The
+    /// value is what KVM said there after the last `KVM_RUN`: bit 0 `ready_for_interrupt_injection`, bit
+    /// 1 `if_flag`, bits 7:4 `cr8`, bits 31:16 `flags`. A transplant clears the request.
+    pub const INTERRUPT_WINDOW: u32 = 21;
 }
 
 /// What an ioctl is made on.

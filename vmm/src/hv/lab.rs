@@ -260,4 +260,9 @@ pub trait Lab: Send + Sync {
     /// # Errors
     /// `EFAULT` if there is no such memory.
     fn userfaults(&self, memory: u32) -> Result<u64, Errno>;
+
+    /// Has the vCPU leave the guest when it can take an interrupt, or no more, where `request` says so.
+    /// Gives what the hypervisor said of that after the last run, as
+    /// `payload_abi::lab::op::INTERRUPT_WINDOW` has it.
+    fn interrupt_window(&self, vcpu: &mut Self::Vcpu, request: Option<bool>) -> u64;
 }

@@ -292,6 +292,7 @@ impl<L: Lab> Relay<L> {
             }
             Op::Userfault { part, seed } => lab.userfault(part, seed).map(|()| (0, 0)),
             Op::UserfaultCount { memory } => Ok((0, lab.userfaults(memory)?)),
+            Op::InterruptWindow { request } => Ok((0, lab.interrupt_window(vcpu, request))),
             // Of more than one word on what failed: `carry_out`.
             Op::Transplant => Err(EINVAL),
         }

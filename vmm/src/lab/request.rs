@@ -45,6 +45,7 @@ pub enum Op {
     Transplant,
     Userfault { part: Part, seed: u64 },
     UserfaultCount { memory: u32 },
+    InterruptWindow { request: Option<bool> },
 }
 
 /// Reads the arguments of a request in their order.
@@ -100,6 +101,15 @@ impl Args<'_> {
             _ => return Err(EINVAL),
         };
         Ok((call, group, attribute))
+    }
+
+    fn window(&mut self) -> Result<Option<bool>, Errno> {
+        match self.long() {
+            0 => Ok(Some(false)),
+            1 => Ok(Some(true)),
+            2 => Ok(None),
+            _ => Err(EINVAL),
+        }
     }
 
     fn backing(&mut self) -> Result<Backing, Errno> {
@@ -189,6 +199,7 @@ pub fn decode(request: &Request) -> Result<Op, Errno> {
         op::TRANSPLANT => Op::Transplant,
         op::USERFAULT => Op::Userfault { part: a.part()?, seed: a.long() },
         op::USERFAULT_COUNT => Op::UserfaultCount { memory: a.word()? },
+        op::INTERRUPT_WINDOW => Op::InterruptWindow { request: a.window()? },
         _ => return Err(EINVAL),
     };
     // What an operation does not use may mean something one day.

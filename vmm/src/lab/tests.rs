@@ -150,6 +150,9 @@ impl Lab for Fake {
     fn userfaults(&self, _: u32) -> Result<u64, Errno> {
         Ok(0)
     }
+    fn interrupt_window(&self, _: &mut Parked, request: Option<bool>) -> u64 {
+        request.map_or(0, |on| 2 | u64::from(on))
+    }
 }
 
 const AT: u64 = 0x1000;

@@ -232,6 +232,42 @@ pub fn signal_msi(address: u64, data: u32) -> Result<bool> {
     Ok(ask(op::IOCTL, &[target::VM, number, physical(&raw mut msi), len])?.0 > 0)
 }
 
+/// What KVM said of interrupts after the last `KVM_RUN`, which is this call's own: the vCPU is behind its OUT.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// `ready_for_interrupt_injection`.
+    pub ready: bool,
+    /// `if_flag`.
+    pub if_flag: bool,
+    /// `cr8`.
+    pub cr8: u64,
+    /// `flags`: bit 0 in system-management mode, bit 2 in a guest of the guest's.
+    pub flags: u64,
+}
+
+impl Window {
+    /// Of the value that the lab gives.
+    pub const fn of(value: u64) -> Window {
+        Window {
+            ready: value & 1 != 0,
+            if_flag: value & 2 != 0,
+            cr8: value >> 4 & 15,
+            flags: value >> 16 & 0xffff,
+        }
+    }
+}
+
+/// What KVM says of interrupts.
+pub fn window() -> Result<Window> {
+    Ok(Window::of(ask(op::INTERRUPT_WINDOW, &[2])?.1))
+}
+
+/// Has the vCPU leave the guest with `KVM_EXIT_IRQ_WINDOW_OPEN` when it can take an interrupt, or no more
+/// (`request_interrupt_window`).
+pub fn request_window(on: bool) -> Result<Window> {
+    Ok(Window::of(ask(op::INTERRUPT_WINDOW, &[on.into()])?.1))
+}
+
 /// One of the interrupt controllers: 0 the first PIC, 1 the second, 2 the I/O APIC.
 pub fn irqchip(chip_id: u32) -> Result<kvm::Irqchip> {
     super::swap(kvm::GET_IRQCHIP, kvm::Irqchip { chip_id, ..Default::default() })

@@ -244,6 +244,13 @@ impl Chain {
         answer(&request).map(|(result, _)| result).map_err(|(e, _)| e)
     }
 
+    /// The second result of a request, of those operations that have one.
+    pub fn value(&self, index: u64) -> u64 {
+        assert!(index < self.count, "a chain of {} requests has no {index}", self.count);
+        // SAFETY: as for `result`.
+        unsafe { (&raw const (*self.request(index)).value).read_volatile() }
+    }
+
     /// Whether every request was carried out without an error the last time.
     pub fn all_ok(&self) -> Result<()> {
         (0..self.count).try_for_each(|i| self.result(i).map(|_| ()))

@@ -4,6 +4,7 @@
 use crate::{guest, page, run_to, run_to_end};
 use payload_rt::svm::vmcb::{self, Seg, Segment, Vmcb};
 use payload_rt::svm::{self, EFER_SVME, Guest, exit};
+use payload_rt::trap::TS;
 use payload_rt::{asm_code, check, check_eq, check_ok, mem, reg, test};
 
 // 15.7.1.
@@ -130,6 +131,21 @@ test!(task_switch_exits, "A task switch by a far jump exits with the new task's 
     check_eq!(found.code, exit::TASK_SWITCH, "{found:?}");
     check_eq!(found.info1 as u16, NEXT_TASK, "EXITINFO1");
     check_eq!(found.info2 & (1 << 36 | 1 << 38 | 1 << 44), 1 << 38, "EXITINFO2: a jump");
+});
+
+// 8.2.11: the stack segment of the new task must be writable data.
+test!(ts_exits, "An intercepted #TS of a task switch exits with the bad selector.", || {
+    let mut guest = tasks(asm_code!("vmmcall"));
+    let gdt = guest.vmcb.segment(Seg::Gdtr).base;
+    let descriptor: u64 = check_ok!(mem::read(gdt + u64::from(NEXT_TASK)));
+    let next = descriptor >> 16 & 0xff_ffff | descriptor >> 56 << 24;
+    check_ok!(mem::write(next + 0x50, 8u32), "its SS is the code segment");
+    guest.intercept(&[exit::exception(TS)]);
+    let host = Vmcb::new();
+    check_ok!(svm::vmsave(host.address()));
+    let found = guest.run();
+    check_ok!(svm::vmload(host.address()));
+    check_eq!((found.code, found.info1), (exit::exception(TS), 8), "{found:?}");
 });
 
 test!(

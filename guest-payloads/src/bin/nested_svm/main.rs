@@ -12,6 +12,7 @@ mod instructions;
 mod interrupts;
 mod invalid;
 mod l1;
+mod leftovers;
 mod maps;
 mod modes;
 mod nested_paging;

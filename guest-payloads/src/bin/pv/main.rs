@@ -12,6 +12,7 @@ mod faults;
 mod features;
 mod hyperv;
 mod steal;
+mod tlb;
 
 use payload_rt::cpuid::{Feature, Register::Eax};
 use payload_rt::{check, check_err, check_ok, cpuid, frames, mem, reg, trap};

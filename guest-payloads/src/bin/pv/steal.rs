@@ -1,8 +1,6 @@
 //! Stolen time (msr.rst, MSR_KVM_STEAL_TIME), and paravirtual EOI.
 
-use crate::{
-    PATIENCE, PV_EOI_EN, SETTLE, STEAL_TIME, VECTOR, feature, page, put, read, word, write,
-};
+use crate::{PATIENCE, PV_EOI_EN, SETTLE, STEAL_TIME, VECTOR, feature, page, read, word, write};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 use payload_rt::apic::{self, Register};
 use payload_rt::lab::{self, AREA, Backing, Memory};
@@ -11,9 +9,9 @@ use payload_rt::*;
 /// Offsets in `struct kvm_steal_time`.
 const VERSION: u64 = 8;
 const FLAGS: u64 = 12;
-const PREEMPTED: u64 = 16;
+pub(crate) const PREEMPTED: u64 = 16;
 
-fn start(at: u64) {
+pub(crate) fn start(at: u64) {
     feature("kvm-steal-time", 5).require();
     write(STEAL_TIME, at | 1);
 }
@@ -125,34 +123,6 @@ static STOP: AtomicU32 = AtomicU32::new(0);
 fn spin() -> bool {
     time::wait_until(PATIENCE, || STOP.load(SeqCst) != 0)
 }
-
-// msr.rst: KVM_VCPU_FLUSH_TLB in `preempted` has the host flush the vCPU's TLB before it runs on. Where
-// an exit flushes it anyway, only the byte can tell.
-test!(
-    tlb_flush,
-    "A request for a TLB flush in `preempted` is carried out before the CPU runs.",
-    || {
-        feature("kvm-pv-tlb-flush", 9).require();
-        const LINEAR: u64 = 0x7f10_0000;
-        let at = page();
-        let (first, second) = (page(), page());
-        put(first, 0x1111u32);
-        put(second, 0x2222u32);
-        start(at);
-        // Present, writable, accessed, dirty; without a flush of the guest's own.
-        let entry = paging::map(LINEAR, first, paging::Size::K4, paging::Flags::RW);
-        let set = |frame| entry.set(frame | 0x63);
-        set(first);
-        for (frame, value) in [(second, 0x2222), (first, 0x1111), (second, 0x2222)] {
-            word::<u32>(LINEAR);
-            set(frame);
-            put(at + PREEMPTED, 2u8);
-            check_ok!(lab::regs());
-            check_eq!(word::<u8>(at + PREEMPTED), 0, "`preempted` of a CPU that runs");
-            check_eq!(word::<u32>(LINEAR), value, "by a translation that is flushed");
-        }
-    }
-);
 
 static EOI: AtomicU64 = AtomicU64::new(0);
 static SEEN: AtomicU32 = AtomicU32::new(0);

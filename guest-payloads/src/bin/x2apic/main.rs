@@ -16,6 +16,7 @@ mod senders;
 mod timer;
 mod user;
 mod wide;
+mod window;
 
 use payload_rt::apic::{self, Apic, Mode, Register};
 use payload_rt::{check, check_err, check_ok, cpuid, irq, reg, smp, time, trap};

@@ -83,6 +83,24 @@ impl RunPage {
         unsafe { self.immediate_exit().write_volatile(0) };
     }
 
+    /// Has KVM_RUN end when the guest can take an interrupt, or no more.
+    pub(super) fn request_interrupt_window(&mut self, on: bool) {
+        // SAFETY: a byte of the page, which only this thread writes.
+        unsafe { (*self.page).request_interrupt_window = on.into() };
+    }
+
+    /// What the last KVM_RUN said of interrupts, CR8 and the vCPU's mode, as the lab gives it.
+    pub(super) fn interrupt_window(&self) -> u64 {
+        // SAFETY: plain numbers inside the page, written during KVM_RUN alone.
+        let (ready, flag, cr8, flags) = unsafe {
+            let page = self.page;
+            let ready = (*page).ready_for_interrupt_injection;
+            (ready, (*page).if_flag, (*page).cr8, (*page).flags)
+        };
+        let bit = |byte: u8| u64::from(byte != 0);
+        bit(ready) | bit(flag) << 1 | (cr8 & 15) << 4 | u64::from(flags) << 16
+    }
+
     /// A pointer to `size` bytes of data at `at`, if they lie in the mapping.
     #[inline]
     fn data(&self, at: usize, size: Size) -> Option<*mut u8> {

@@ -128,6 +128,14 @@ impl KvmVcpu {
         self.page.set_immediate_exit();
     }
 
+    /// As [`crate::hv::lab::Lab::interrupt_window`].
+    pub(super) fn interrupt_window(&mut self, request: Option<bool>) -> u64 {
+        if let Some(on) = request {
+            self.page.request_interrupt_window(on);
+        }
+        self.page.interrupt_window()
+    }
+
     /// What KVM_RUN's error number means.
     #[cold]
     fn failed(&mut self, errno: i32) -> Option<Exit> {

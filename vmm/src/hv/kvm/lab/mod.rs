@@ -392,6 +392,10 @@ impl Lab for KvmLab {
     fn userfaults(&self, memory: u32) -> Result<u64, Errno> {
         self.current.memories.userfaults(memory)
     }
+
+    fn interrupt_window(&self, vcpu: &mut KvmVcpu, request: Option<bool>) -> u64 {
+        vcpu.interrupt_window(request)
+    }
 }
 
 #[cfg(test)]

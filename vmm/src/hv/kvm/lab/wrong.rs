@@ -338,4 +338,9 @@ impl Lab for WrongLab {
     fn userfaults(&self, memory: u32) -> Result<u64, Errno> {
         self.lab.userfaults(memory)
     }
+
+    fn interrupt_window(&self, vcpu: &mut KvmVcpu, request: Option<bool>) -> u64 {
+        let request = request.filter(|on| !on || self.flaw != Some(Flaw::WindowLost));
+        self.lab.interrupt_window(vcpu, request)
+    }
 }
