@@ -21,7 +21,7 @@ use vmm::units;
 use crate::bounded::Bounded;
 use crate::case::{Case, CaseId, Subject};
 use crate::facts::HostFacts;
-use crate::kut::image;
+use crate::kut::{image, timed};
 use crate::load::Catalog;
 use crate::need::{Met, Need};
 use crate::process::{self, Stream};
@@ -208,7 +208,7 @@ pub fn command(
             let mut words = vec![vmm, "run".into()];
             words.extend(["--kernel".into(), image.path.display().to_string()]);
             machine(&mut words);
-            return Ok(words);
+            return Ok(words.iter().map(|word| timed(word)).collect());
         }
         // The runner itself sees to it that it ends.
         Subject::Host(test) => return Ok(vec![vmm, "host-test".into(), test.name().into()]),

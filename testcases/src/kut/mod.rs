@@ -16,13 +16,13 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use crate::case::{About, Case, CaseId, Deviates, Expect, Spec, Subject, Tag, Timeout};
 use crate::need::Need;
 use config::{Config, DEFAULT_TIMEOUT, MAX_BYTES};
 use image::Image;
 use options::translate;
+pub use words::timed;
 
 /// The area of the cases.
 pub const AREA: &str = "kut";
@@ -138,13 +138,11 @@ impl Suite {
     /// The cases, in the order of the file. Those of the group `nodefault` are skips unless `all` of
     /// them are wanted.
     pub fn cases(&self, all: bool) -> Vec<Case> {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        let now = now.map_or(0, |now| now.as_secs());
-        self.configs.iter().map(|config| self.case(config, all, now)).collect()
+        self.configs.iter().map(|config| self.case(config, all)).collect()
     }
 
-    fn case(&self, config: &Config, all: bool, now: u64) -> Case {
-        let translated = translate(config, now);
+    fn case(&self, config: &Config, all: bool) -> Case {
+        let translated = translate(config);
         let mut why_not = Vec::new();
         if let Some(arch) = config.arch.as_ref().filter(|arch| **arch != self.arch) {
             why_not.push(format!("it is for {arch}, and the images are for {}", self.arch));

@@ -57,8 +57,9 @@ struct Translator {
     lacks: Vec<String>,
 }
 
-/// Translates what a configuration asks for. The time in its words is `now`, in seconds since 1970.
-pub fn translate(config: &Config, now: u64) -> Translated {
+/// Translates what a configuration asks for. A command line that asks for the time keeps the request, which
+/// [`timed`](super::timed) grants.
+pub fn translate(config: &Config) -> Translated {
     let machine = Machine {
         boot: Some(Boot::Multiboot),
         memory: Some(Size(format!("{MEMORY}M"))),
@@ -72,7 +73,7 @@ pub fn translate(config: &Config, now: u64) -> Translated {
         translator.option("-smp", smp);
     }
     for (key, line) in [("test_args", &config.args), ("qemu_params", &config.params)] {
-        match split(line, now) {
+        match split(line) {
             Ok(words) if key == "test_args" => translator.arguments(&words.join(" ")),
             Ok(words) => translator.options(&words),
             Err(why) => translator.lacks.push(format!("a shell: its {key} {why}")),
@@ -261,7 +262,7 @@ mod tests {
             args: args.into(),
             ..Config::default()
         };
-        translate(&config, 77)
+        translate(&config)
     }
 
     fn words(smp: &str, params: &str, args: &str) -> String {
@@ -285,7 +286,7 @@ mod tests {
             ),
             (
                 "",
-                "-cpu host,migratable=no -append 'x `date +%s`' -smp cpus=2 -m 2048",
+                "-cpu host,migratable=no -append \"x `date +%s`\" -smp cpus=2 -m 2048",
                 "",
                 format!(
                     "--cpus 2 --memory 2048M --cpu host,enforce=off {rest} --cmdline x `date +%s`"
@@ -296,7 +297,7 @@ mod tests {
                 "-enable-kvm -machine pit=off -overcommit cpu-pm=on -device pc-testdev --no-reboot",
                 "1 `date +%s`",
                 format!(
-                    "--memory 128M --cpu qemu64,enforce=off --pit none --cpu-pm on {rest} --cmdline 1 77"
+                    "--memory 128M --cpu qemu64,enforce=off --pit none --cpu-pm on {rest} --cmdline 1 `date +%s`"
                 ),
             ),
             (
