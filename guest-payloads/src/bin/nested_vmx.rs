@@ -5,6 +5,8 @@
 #![no_main]
 #![forbid(unsafe_code)]
 
+#[path = "nested_vmx/aborts.rs"]
+mod aborts;
 #[path = "nested_vmx/apic.rs"]
 mod apic;
 #[path = "nested_vmx/arrivals.rs"]
@@ -15,6 +17,8 @@ mod capabilities;
 mod checks;
 #[path = "nested_vmx/controls.rs"]
 mod controls;
+#[path = "nested_vmx/delivery.rs"]
+mod delivery;
 #[path = "nested_vmx/events.rs"]
 mod events;
 #[path = "nested_vmx/exceptions.rs"]

@@ -65,6 +65,7 @@ reasons! {
     MACHINE_CHECK_AT_ENTRY = 41;
     TPR_BELOW_THRESHOLD = 43;
     APIC_ACCESS = 44;
+    VIRTUAL_EOI = 45;
     GDTR_IDTR = 46;
     LDTR_TR = 47;
     EPT_VIOLATION = 48;
