@@ -70,8 +70,8 @@ fn reach(board: &Board<'_>) {
     let mut seen = [0; 6];
     for n in 0..400 {
         let generated = generators::script(&input(n), board);
-        let trace = generated.played.expect("no panic");
-        for (step, outcome) in generated.script.steps.iter().zip(&trace.outcomes) {
+        let outcomes = generated.played.expect("no law broken");
+        for (step, outcome) in generated.script.steps.iter().zip(&outcomes) {
             if let Op::Exit { exit: Exit::Io(Access { space, addr, dir, .. }), .. } = step.op {
                 let here = |m: &Mapping| {
                     m.region.space == space && addr.wrapping_sub(m.base) < m.region.len

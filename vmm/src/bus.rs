@@ -94,6 +94,14 @@ impl Bus {
         Bus { ports: Vec::new(), port_table: vec![0; 1 << 16].into_boxed_slice(), mmio: Vec::new() }
     }
 
+    /// Takes everything off it.
+    pub(crate) fn clear(&mut self) {
+        for Mapping { base, region, .. } in self.ports.drain(..) {
+            self.port_table[base as usize..(base + region.len) as usize].fill(0);
+        }
+        self.mmio.clear();
+    }
+
     /// Maps region `index` of `device` at `base`.
     ///
     /// # Errors
