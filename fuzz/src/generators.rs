@@ -19,6 +19,7 @@ mod exact;
 mod tables;
 
 use std::any::Any;
+use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use vmm::access::{Access, Dir, Size, Space};
@@ -75,6 +76,19 @@ pub fn play(bytes: &[u8], board: &Board<'_>, player: &mut Player<'_>) -> Generat
         (Ok(()), None) => Ok(outcomes),
     };
     Generated { script, played, laws }
+}
+
+/// Hears of an operation.
+type Journal = Box<dyn FnMut(&Op)>;
+
+thread_local! {
+    static JOURNAL: RefCell<Option<Journal>> = const { RefCell::new(None) };
+}
+
+/// From now on, `tell` hears of each operation that this thread generates, before it is done: what ends the
+/// process is heard of.
+pub fn journal(tell: impl FnMut(&Op) + 'static) {
+    JOURNAL.set(Some(Box::new(tell)));
 }
 
 /// What a panic says.
@@ -228,6 +242,7 @@ impl<'b, 'p, 'a> Generator<'b, 'p, 'a> {
         self.script.steps.push(Step::new(op));
         let at = self.script.steps.len() - 1;
         let op = &self.script.steps[at].op;
+        JOURNAL.with_borrow_mut(|journal| journal.iter_mut().for_each(|tell| tell(op)));
         let outcome = self.player.step(op);
         self.wrong = oracles::after(at, op, &outcome, self.player).err();
         if let Op::Exit { exit: Exit::Io(access), .. } = op {

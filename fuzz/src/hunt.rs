@@ -159,7 +159,15 @@ impl Hunt {
     /// # Errors
     /// What was found.
     pub fn step(&mut self) -> Result<(), Box<Found>> {
-        let input = self.next();
+        let input = self.input();
+        self.play(input)
+    }
+
+    /// Tries an input.
+    ///
+    /// # Errors
+    /// What was found.
+    pub fn play(&mut self, input: Vec<u8>) -> Result<(), Box<Found>> {
         let seen = &mut self.seen;
         let taken = catch_unwind(AssertUnwindSafe(|| self.target.run_seeing(&input, seen)));
         self.runs += 1;
@@ -173,7 +181,8 @@ impl Hunt {
         Ok(())
     }
 
-    fn next(&mut self) -> Vec<u8> {
+    /// Makes the next input.
+    pub fn input(&mut self) -> Vec<u8> {
         // Mostly what was new lately.
         let n = self.corpus.len();
         let back = self.rng.below(n).min(self.rng.below(n));

@@ -8,40 +8,25 @@
 //! Another target, `wire`, is about [what emulated hosts report](wire), and has streams of bytes
 //! instead of scripts.
 //!
-//! With cargo-fuzz and a nightly compiler, from the workspace's root:
+//! `cargo xtask fuzz` builds the targets with libFuzzer's instrumentation, which is a handful of compiler
+//! flags (they are in `xtask/src/support/fuzz/build.rs`) and needs a nightly compiler, and runs them.
+//! AddressSanitizer has little to find where there is no unsafe code, and takes most of the speed:
+//! `--no-asan` leaves it out.
 //!
-//! ```text
-//! cargo +nightly fuzz run --fuzz-dir fuzz --features libfuzzer -s none board
-//! ```
-//!
-//! The board holds no unsafe code, so AddressSanitizer has little to find there and takes five
-//! sixths of the speed; leave `-s none` out to have it.
-//!
-//! Without cargo-fuzz, the same flags by hand (`-Zsanitizer=address` adds AddressSanitizer):
-//!
-//! ```text
-//! RUSTFLAGS="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
-//!   -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
-//!   -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares \
-//!   -Cdebug-assertions -Ccodegen-units=1 --cfg fuzzing" \
-//! cargo +nightly build --release -p fuzz --bin board --features libfuzzer \
-//!   --target x86_64-unknown-linux-gnu --target-dir target/fuzz
-//! mkdir -p fuzz/corpus/board
-//! target/fuzz/x86_64-unknown-linux-gnu/release/board -timeout=10 fuzz/corpus/board
-//! ```
-//!
-//! What it finds becomes a file: `cargo run -p fuzz --bin fuzz-script -- ARTIFACT` prints the
-//! least script that still breaks the law. Give it a name that says what went wrong, and put it
-//! into `fuzz/regressions`.
+//! What it finds becomes a file: `cargo xtask fuzz triage` writes the least script that still breaks the
+//! law into [`fuzz/regressions`](regressions).
 
 pub mod generators;
 pub mod hunt;
 pub mod images;
+pub mod judge;
 pub mod lab;
 pub mod minimise;
 pub mod mutate;
 pub mod oracles;
+pub mod regressions;
 pub mod rig;
+pub mod stable;
 pub mod targets;
 pub mod wire;
 

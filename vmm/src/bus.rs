@@ -5,6 +5,7 @@
 
 use crate::access::{Access, Size, Space};
 use crate::device::{At, Region};
+use crate::planted::{self, Flaw};
 
 /// Index of a device on its board.
 pub type DeviceId = u16;
@@ -173,6 +174,7 @@ impl Bus {
                     Route::To(m.device, At { region: m.index, offset })
                 } else {
                     let left = (m.region.len - offset).min(m.region.widest.bytes());
+                    let left = if planted::has(Flaw::BusSplit) { size.bytes() } else { left };
                     Route::Split(narrower(left.min(size.bytes())))
                 }
             }

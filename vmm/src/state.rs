@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::device::StateError;
+use crate::planted::{self, Flaw};
 
 /// The bytes of `state`.
 pub fn encode<T: Serialize>(state: &T) -> Vec<u8> {
@@ -20,6 +21,9 @@ pub fn encode<T: Serialize>(state: &T) -> Vec<u8> {
 /// When the bytes are not such a state, or more than one.
 pub fn decode<T: DeserializeOwned>(device: &'static str, bytes: &[u8]) -> Result<T, StateError> {
     let error = |what: String| StateError { device, what };
+    if planted::has(Flaw::StateShort) && bytes[0] == u8::MAX {
+        return Err(error("begins with 255".to_owned()));
+    }
     match postcard::take_from_bytes(bytes) {
         Ok((state, [])) => Ok(state),
         Ok((_, rest)) => Err(error(format!("{} bytes too many", rest.len()))),

@@ -271,7 +271,7 @@ pub fn cross(target: &Target, one: &[u8], other: &[u8], out: &mut [u8], seed: u3
 /// Writes libFuzzer's binary for the target of a name.
 #[macro_export]
 macro_rules! target {
-    ($name:literal) => {
+    ($name:expr) => {
         static TARGET: std::sync::LazyLock<&$crate::targets::Target> =
             std::sync::LazyLock::new(|| $crate::targets::start($name));
         libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {

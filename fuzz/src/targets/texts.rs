@@ -55,7 +55,9 @@ pub static SCRIPT: Target = Target {
         b"0x",
         b"\"",
     ],
-    seeds: || vec![include_bytes!("../../regressions/edges-of-the-address-spaces.script").to_vec()],
+    seeds: || {
+        vec![include_bytes!("../../regressions/board/edges-of-the-address-spaces.script").to_vec()]
+    },
 };
 
 pub static OPTIONS: Target = Target {
