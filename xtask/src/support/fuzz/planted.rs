@@ -174,6 +174,14 @@ fn one(
         hunted.cause = format!("{} does not show it again", file.display());
         return Ok(hunted);
     };
+    // What is wrong without the flaw, too, is a finding, but not this one.
+    let sound = Tool { environment: Vec::new(), ..tool.clone() };
+    if let Some(other) = sound.judge(&flaw.target, &least, 1)? {
+        hunted.found = false;
+        hunted.cause =
+            format!("breaks a law without the flaw, too: {}: {}", least.display(), other.cause);
+        return Ok(hunted);
+    }
     let text = std::fs::read(&least).map_err(cannot("read", &least))?;
     hunted.is_script = text.starts_with(b"# exitlab script") && flaw.target != "script";
     (hunted.ops, hunted.cause) = (judged.ops, judged.cause.to_string());
