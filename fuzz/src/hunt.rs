@@ -100,13 +100,19 @@ impl Seen {
         match said {
             Ok(()) => self.note(bytes.len().checked_ilog2()),
             Err(words) => {
-                // What it quotes is the input's own.
-                let bare = words.split(['`', '"', '\'']).step_by(2).flat_map(str::chars);
-                let bare: String = bare.filter(|c| c.is_ascii_alphabetic()).take(24).collect();
-                let line = words.split_once("line ").and_then(|(_, line)| {
-                    line.split(|c: char| !c.is_ascii_digit()).next()?.parse::<u32>().ok()
-                });
-                self.note((bare, line.map(|line| line.min(8))));
+                let number = |after: &str| {
+                    let digits =
+                        words.split_once(after)?.1.split(|c: char| !c.is_ascii_digit()).next();
+                    digits?.parse::<u32>().ok()?.checked_ilog2()
+                };
+                match number("line ") {
+                    Some(line) => self.note((line, number("column "))),
+                    // Its end is what was expected; what was found comes before, and is the input's own.
+                    None => {
+                        let bare = words.chars().rev().filter(char::is_ascii_alphabetic);
+                        self.note(bare.take(24).collect::<String>());
+                    }
+                }
             }
         }
     }
@@ -204,18 +210,18 @@ impl Hunt {
     /// Bytes and words are put in, taken out and changed.
     fn vary(&mut self, input: &mut Vec<u8>) {
         let rng = &mut self.rng;
-        for _ in 0..1 + rng.below(6) {
+        for _ in 0..1 + rng.below(4) {
             let at = rng.below(input.len() + 1);
-            match rng.below(6) {
-                0 | 1 if !self.target.words.is_empty() => {
+            match rng.below(10) {
+                0..=5 if !self.target.words.is_empty() => {
                     let word = self.target.words[rng.below(self.target.words.len())];
                     // Mostly at the end, where a text goes on.
                     let at = if rng.below(3) == 0 { at } else { input.len() };
                     input.splice(at..at, word.iter().copied());
                 }
-                2 if at < input.len() => input[at] = (rng.number() >> 40) as u8,
-                3 if at < input.len() => input[at] ^= 1 << rng.below(8),
-                4 => {
+                6 if at < input.len() => input[at] = (rng.number() >> 40) as u8,
+                7 if at < input.len() => input[at] ^= 1 << rng.below(8),
+                8 => {
                     let end = (at + 1 + rng.below(8)).min(input.len());
                     input.drain(at..end);
                 }

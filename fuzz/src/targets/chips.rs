@@ -164,7 +164,7 @@ chip!(FW_CFG, "fw-cfg", "fw_cfg with its DMA", ["fw_cfg.rs"], 80
 });
 
 chip!(POST, "post", "the port of POST codes", ["post.rs"], 90 "",
-    canary: |_, outcome| outcome.answer == Answer::Value(0x55),
+    canary: |_, outcome| outcome.answer == Answer::Value(0x80),
     |m| m.add(Box::new(PostPort::default()), &port(post::BASE), None));
 
 chip!(RESETS, "resets", "port 0x92 and the reset control register", ["resets.rs"], 90 "",
@@ -221,7 +221,7 @@ chip!(PCI_CONFIG, "pci-config", "PCI configuration space, with base addresses th
     |m| bus(m, None, &PciDevice::ALL));
 
 chip!(PCI_TESTDEV, "pci-testdev", "the test device on a PCI bus", ["pci/testdev.rs"], 85 "what takes tables, queues and devices that agree with each other",
-    canary: |_, outcome| outcome.answer == Answer::Value(0xfe),
+    canary: moved,
     |m| bus(m, None, &[PciDevice::TestDevice]));
 
 chip!(EDU, "edu", "the edu device: factorials, DMA and interrupts", ["pci/edu.rs"], 90 "",

@@ -152,7 +152,7 @@ pub static UNITTESTS: Target = Target {
     about: "the unittests.cfg of kvm-unit-tests",
     subject: Subject::Bytes {
         check: unittests,
-        canary: |b| b.len() > 8 && config::parse(&text(b)).is_ok_and(|c| c.len() == 2),
+        canary: |b| b.len() > 8 && config::parse(&text(b)).is_ok_and(|c| !c.is_empty()),
     },
     sources: &[
         "testcases/src/kut/config.rs",
