@@ -327,7 +327,7 @@ pub enum FuzzAction {
         /// How many hunts side by side.
         #[arg(long, short, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
         jobs: u16,
-        /// How long each.
+        /// How much processor time each gets.
         #[arg(long, value_name = "TIME", default_value = "60s")]
         budget: String,
         /// Where chance begins; 0 is anywhere.

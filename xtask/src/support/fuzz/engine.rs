@@ -34,6 +34,8 @@ pub struct Hunt<'a> {
     pub time: Duration,
     /// Where chance begins; 0 for anywhere.
     pub seed: u32,
+    /// Processor time at most, however many processes share the machine; `time` bounds what passes then.
+    pub cpu: Option<Duration>,
     /// How long one execution may take.
     pub execution: Duration,
     /// A dictionary, if there is one.
@@ -62,6 +64,8 @@ pub struct Hunted {
     pub stat: Stat,
     /// How long it took.
     pub took: Duration,
+    /// How much processor time, where that was bounded.
+    pub cpu: Option<Duration>,
     /// What was found.
     pub found: Vec<PathBuf>,
     /// How the process ended.
@@ -79,7 +83,7 @@ pub fn hunt(
 ) -> Hunted {
     let mut command = match hunter {
         Hunter::LibFuzzer(program) => {
-            let mut command = Command::new(program);
+            let mut command = start(program, hunt.cpu);
             command.env("EXITLAB_FUZZ_TARGET", hunt.target);
             command.arg(format!("-artifact_prefix={}/", hunt.artifacts.display()));
             command.arg(format!("-timeout={}", hunt.execution.as_secs()));
@@ -99,7 +103,7 @@ pub fn hunt(
             command
         }
         Hunter::Stable(tool) => {
-            let mut command = Command::new(tool);
+            let mut command = start(tool, hunt.cpu);
             let runs = if hunt.runs == 0 { u64::MAX } else { hunt.runs };
             command.args(["hunt", hunt.target]).args(hunt.corpus.first()).arg(hunt.artifacts);
             command.args([runs, hunt.time.as_secs(), hunt.seed.into()].map(|n| n.to_string()));
@@ -110,7 +114,7 @@ pub fn hunt(
     // An input that breaks a law brings a stack along, which nobody reads here.
     command.env("RUST_BACKTRACE", "0");
     let (mut said, mut log) = (Said::default(), Bounded::new(0, 16 << 10));
-    let start = Instant::now();
+    let started = Instant::now();
     let limit = hunt.time.saturating_add(GRACE);
     let ended = process::run(&mut command, limit, cancel, &mut |_, bytes| {
         log.push(bytes);
@@ -118,8 +122,39 @@ pub fn hunt(
             tell(said.stat);
         }
     });
-    let Said { stat, found, .. } = said;
-    Hunted { stat, took: start.elapsed(), found, ended, log: log.contents() }
+    let Said { stat, found, cpu, .. } = said;
+    // Its processor time is up: the shell's word for that signal.
+    let ended = if ended == Ended::Exited(128 + XCPU) { Ended::Exited(0) } else { ended };
+    let cpu = cpu.filter(|_| hunt.cpu.is_some());
+    Hunted { stat, took: started.elapsed(), cpu, found, ended, log: log.contents() }
+}
+
+/// SIGXCPU.
+const XCPU: u8 = 24;
+
+/// A program that gets so much processor time and then SIGXCPU, and whose time is told at its end. A shell
+/// can do that, and nothing here needs to be unsafe for it.
+pub fn start(program: &Path, cpu: Option<Duration>) -> Command {
+    let Some(cpu) = cpu else { return Command::new(program) };
+    let mut command = Command::new("sh");
+    let seconds = cpu.as_secs().max(1);
+    let script =
+        format!("ulimit -c 0; ulimit -S -t {seconds}; \"$0\" \"$@\"; s=$?; times >&2; exit $s");
+    command.args(["-c", &script]).arg(program);
+    command
+}
+
+/// Whether a program that [`start`] began ended because its processor time was up.
+pub fn is_up(ended: &Ended) -> bool {
+    *ended == Ended::Exited(128 + XCPU)
+}
+
+/// A time as the shell's `times` writes it: 1m2.345s.
+fn shells(word: &str) -> Option<Duration> {
+    let (minutes, seconds) = word.strip_suffix('s')?.split_once('m')?;
+    let (minutes, seconds) = (minutes.parse::<u64>().ok()?, seconds.parse::<f64>().ok()?);
+    let seconds = Duration::try_from_secs_f64(seconds).ok()?;
+    Some(Duration::from_secs(minutes.saturating_mul(60)) + seconds)
 }
 
 /// Understands a fuzzer's lines.
@@ -128,6 +163,7 @@ struct Said {
     line: Vec<u8>,
     stat: Stat,
     found: Vec<PathBuf>,
+    cpu: Option<Duration>,
 }
 
 impl Said {
@@ -154,6 +190,11 @@ impl Said {
         }
         if let Some(runs) = line.strip_prefix("stat::number_of_executed_units:") {
             self.stat.runs = runs.trim().parse().unwrap_or(self.stat.runs);
+        }
+        if let Some((user, system)) = line.split_once(' ')
+            && let (Some(user), Some(system)) = (shells(user), shells(system))
+        {
+            self.cpu = Some(user + system);
         }
         let Some(rest) = line.strip_prefix('#') else { return };
         let mut words = rest.split_whitespace();
@@ -196,5 +237,16 @@ mod tests {
         assert!(said.push(b"#500 ft: 31 corp: 9 exec/s: 77\n"));
         assert_eq!(said.stat, Stat { runs: 500, edges: 0, features: 31, inputs: 9 });
         assert!(!said.push(b"# a comment\nnothing\n"));
+        said.push(b"0m0.001s 0m0.002s\n1m4.500s 0m0.250s\n");
+        assert_eq!(said.cpu, Some(Duration::from_millis(64_750)));
+    }
+
+    #[test]
+    fn processor_time_is_bounded() {
+        let mut command = start(Path::new("sh"), Some(Duration::from_secs(1)));
+        command.args(["-c", "while :; do :; done"]);
+        let (limit, cancel) = (Duration::from_secs(300), AtomicBool::new(false));
+        let ended = process::run(&mut command, limit, &cancel, &mut |_, _| {});
+        assert!(is_up(&ended), "{ended}");
     }
 }

@@ -281,6 +281,7 @@ fn one(
         runs: 0,
         time,
         seed: 0,
+        cpu: None,
         execution: EXECUTION,
         words: words.as_deref(),
         environment: &[],
@@ -413,6 +414,7 @@ mod tests {
         Hunted {
             stat: Stat { runs: 100, edges, features: 0, inputs: edges / 10 },
             took: Duration::from_secs(seconds),
+            cpu: None,
             found: Vec::new(),
             ended: Ended::Exited(0),
             log: Vec::new(),

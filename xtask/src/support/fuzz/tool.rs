@@ -10,13 +10,15 @@ use testcases::bounded::Bounded;
 use testcases::process::{self, Ended, Stream};
 use vmm::script::parse;
 
-use super::{Shop, cannot};
+use super::{Shop, cannot, engine};
 use crate::support::{Failure, Out};
 
 /// How long the tool may take to judge one input once.
 const JUDGE: Duration = Duration::from_secs(3);
 /// How long it may take to find the least one by itself.
 const SHORTEN: Duration = Duration::from_secs(60);
+/// How many times as long as its processor time a process may take on a machine that is busy.
+const BUSY: u32 = 20;
 /// How long an input may take to be shown.
 const SHOW: Duration = Duration::from_secs(20);
 /// How often an input that takes the process along is tried, a process each time.
@@ -62,10 +64,12 @@ pub struct Tool<'a> {
 }
 
 impl Tool<'_> {
-    /// Runs it; what it said on standard output and on standard error.
+    /// Runs it, with so much processor time; what it said on standard output and on standard error.
     fn run(&self, args: &[&std::ffi::OsStr], limit: Duration) -> (Ended, String, String) {
         let (mut out, mut err) = (Vec::new(), Vec::new());
-        let mut command = Command::new(&self.program);
+        // Processor time, so that a machine that is busy gives the same answer; and some time in all.
+        let mut command = engine::start(&self.program, Some(limit));
+        let limit = limit.saturating_mul(BUSY);
         command.args(args).envs(self.environment.iter().map(|(k, v)| (k, v)));
         let ended = process::run(&mut command, limit, self.shop.cancel, &mut |stream, bytes| {
             let to = if stream == Stream::Out { &mut out } else { &mut err };
@@ -132,7 +136,17 @@ impl Tool<'_> {
     ///
     /// It is no input, or cannot be read.
     pub fn judge(&self, target: &str, file: &Path, times: u64) -> Result<Option<Judged>, Failure> {
-        let limit = JUDGE.saturating_mul(u32::try_from(times).unwrap_or(u32::MAX).max(1));
+        self.judge_within(JUDGE, target, file, times)
+    }
+
+    fn judge_within(
+        &self,
+        each: Duration,
+        target: &str,
+        file: &Path,
+        times: u64,
+    ) -> Result<Option<Judged>, Failure> {
+        let limit = each.saturating_mul(u32::try_from(times).unwrap_or(u32::MAX).max(1));
         let times_word = times.to_string();
         let words: [&std::ffi::OsStr; 4] =
             ["check".as_ref(), target.as_ref(), times_word.as_ref(), file.as_ref()];
@@ -143,10 +157,12 @@ impl Tool<'_> {
         match self.run(&words, limit) {
             (Ended::Exited(0), out, _) => Ok(judged(&out)),
             (Ended::Cancelled, ..) => Err(Failure { status: 130, message: "stopped".into() }),
-            (Ended::Killed { .. }, ..) => {
+            (ended, ..) if engine::is_up(&ended) || matches!(ended, Ended::Killed { .. }) => {
                 died("bounds", format!("no end in {} s", JUDGE.as_secs()))
             }
-            (Ended::Signalled(signal), _, err) => {
+            // The shell's word for a signal.
+            (Ended::Exited(status @ 129..), _, err) => {
+                let signal = status - 128;
                 let deep = err.contains("overflowed its stack");
                 died(
                     "panic",
@@ -199,7 +215,9 @@ impl Tool<'_> {
         let tried = out.with_extension("tried");
         let shows = |bytes: &[u8]| {
             fs::write(&tried, bytes).is_ok()
-                && matches!(self.judge(target, &tried, 1), Ok(Some(j)) if j.cause == first.cause)
+                // Twice as long, so that what stays does not end just in time for the next one who asks.
+                && matches!(self.judge_within(JUDGE * 2, target, &tried, 1),
+                    Ok(Some(j)) if j.cause == first.cause)
         };
         // Where inputs are no scripts, nothing was written.
         let text = fs::read(out).unwrap_or_default();
