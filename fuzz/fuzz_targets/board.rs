@@ -1,4 +1,3 @@
-//! libFuzzer on the PC board.
+//! libFuzzer on the target `board`.
 #![no_main]
-
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| fuzz::board(bytes));
+fuzz::target!("board");

@@ -1,6 +1,3 @@
-//! libFuzzer on the decoder of a guest's lab requests.
+//! libFuzzer on the target `lab`.
 #![no_main]
-
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    fuzz::lab::check(bytes);
-});
+fuzz::target!("lab");

@@ -1,4 +1,3 @@
-//! libFuzzer on the PC board with a PCI bus.
+//! libFuzzer on the target `pci`.
 #![no_main]
-
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| fuzz::pci(bytes));
+fuzz::target!("pci");

@@ -1,6 +1,3 @@
-//! libFuzzer on the decoder of an emulated host's messages.
+//! libFuzzer on the target `wire`.
 #![no_main]
-
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    fuzz::wire::check(bytes);
-});
+fuzz::target!("wire");

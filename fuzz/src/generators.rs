@@ -1,33 +1,45 @@
 //! Bytes to scripts.
 //!
+//! The first four bytes are about the whole script: which kinds of operation there are (two bytes), the
+//! device that most of it is about, and which costly [laws](crate::oracles::Laws) are asked of it. Then
+//! each 16 bytes are one operation, whatever stands before and after it: to take one out of an input, or
+//! to put it elsewhere, leaves all others what they were. That is what [`crate::mutate`] does.
+//!
 //! The script is played while it is made, so that it can use what the board answered: values that
 //! were read come back in writes, time goes to the deadlines that devices have, addresses are
-//! those that are mapped. Input that runs out describes reads of the first register, so an empty
-//! input is a valid, boring script. The first bytes choose which kinds of operation there are at
-//! all: a script without resets gets further than one in which everything is as likely.
+//! those that are mapped now. Bytes that are not there are 0, so an empty input is a valid, boring
+//! script: a read of the first register. A script without resets gets further than one in which
+//! everything is as likely, so an input says which kinds of operation it has at all.
 //!
 //! What a byte means does not depend on what else there is to choose from, as far as that can be:
 //! new kinds of operation go into free places of their tables, so that a corpus stays worth
 //! something.
 
+mod exact;
 mod tables;
 
 use std::any::Any;
+use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use arbitrary::Unstructured;
 use vmm::access::{Access, Dir, Size, Space};
 use vmm::bus::Mapping;
 use vmm::chips::pci::{DATA_PORT, Slot};
 use vmm::exit::{Exit, SystemEvent};
-use vmm::script::replay::{Outcome, Player, Trace};
+use vmm::script::replay::{Outcome, Player};
 use vmm::script::{Answer, Op, Script, Step};
 
 use crate::Board;
+use crate::oracles::{self, Laws, Violation};
+pub use exact::encode;
 use tables::{EDGES, KINDS, Kind, PLACES, RAM_PLACES};
 
-/// The most operations of one script.
+/// The most operations of one script; a burst may go beyond.
 pub const MAX_OPS: usize = 200;
+/// Bytes about the whole script.
+pub const HEADER: usize = 4;
+/// Bytes of an operation.
+pub const RECORD: usize = 16;
 
 /// The latest time that a script goes to, in nanoseconds: 146 years. What happens when 64 bits of
 /// nanoseconds end is nobody's business.
@@ -38,8 +50,10 @@ const END_OF_TIME: u64 = 1 << 62;
 pub struct Generated {
     /// The script.
     pub script: Script,
-    /// Its trace, or what the board panicked with at the last operation.
-    pub played: Result<Trace, String>,
+    /// How each operation ended, or what went wrong at the last one.
+    pub played: Result<Vec<Outcome>, Violation>,
+    /// The costly laws that the input asks for.
+    pub laws: Laws,
 }
 
 /// The script that `bytes` describe for this board.
@@ -47,15 +61,34 @@ pub struct Generated {
 /// # Panics
 /// When the board cannot be built.
 pub fn script(bytes: &[u8], board: &Board<'_>) -> Generated {
-    let player = Player::new(&board.spec, board.build).expect("a board that can be built");
+    let mut player = Player::new(&board.spec, board.build).expect("a board that can be built");
+    play(bytes, board, &mut player)
+}
+
+/// The script that `bytes` describe for this board, which `player` has and which was just switched on.
+pub fn play(bytes: &[u8], board: &Board<'_>, player: &mut Player<'_>) -> Generated {
     let mut generator = Generator::new(bytes, board, player);
     let made = catch_unwind(AssertUnwindSafe(|| generator.run()));
-    let Generator { script, outcomes, mut player, .. } = generator;
-    let played = match made {
-        Ok(()) => Ok(Trace { outcomes, end: player.end() }),
-        Err(panic) => Err(words(&*panic)),
+    let Generator { script, outcomes, wrong, laws, .. } = generator;
+    let played = match (made, wrong) {
+        (Err(panic), _) => Err(oracles::panicked(script.steps.len(), &*panic)),
+        (Ok(()), Some(violation)) => Err(violation),
+        (Ok(()), None) => Ok(outcomes),
     };
-    Generated { script, played }
+    Generated { script, played, laws }
+}
+
+/// Hears of an operation.
+type Journal = Box<dyn FnMut(&Op)>;
+
+thread_local! {
+    static JOURNAL: RefCell<Option<Journal>> = const { RefCell::new(None) };
+}
+
+/// From now on, `tell` hears of each operation that this thread generates, before it is done: what ends the
+/// process is heard of.
+pub fn journal(tell: impl FnMut(&Op) + 'static) {
+    JOURNAL.set(Some(Box::new(tell)));
 }
 
 /// What a panic says.
@@ -67,19 +100,28 @@ pub(crate) fn words(panic: &(dyn Any + Send)) -> String {
 /// How many of the latest values and addresses are remembered.
 const REMEMBERED: usize = 4;
 
-struct Generator<'a> {
-    bytes: Unstructured<'a>,
-    player: Player<'a>,
+struct Generator<'b, 'p, 'a> {
+    /// Operations that were not looked at yet.
+    bytes: &'b [u8],
+    /// The present one, and how much of it was used.
+    record: [u8; RECORD],
+    at: usize,
+    player: &'p mut Player<'a>,
+    words: &'p [&'p [u8]],
     script: Script,
     outcomes: Vec<Outcome>,
+    wrong: Option<Violation>,
+    laws: Laws,
     mappings: Vec<Mapping>,
+    /// How many of them do not move.
+    fixed: usize,
+    /// Those of the device that most accesses go to, as indices.
+    focused: Vec<usize>,
+    focus: Option<u16>,
     /// Slots of the PCI bus with a function.
     functions: Vec<Slot>,
-    devices: Vec<&'static str>,
     /// The kinds of operation that there are.
     mask: u16,
-    /// The device that most accesses go to.
-    focus: Option<u16>,
     last: Access,
     values: [u64; REMEMBERED],
     places: [u64; REMEMBERED],
@@ -87,61 +129,105 @@ struct Generator<'a> {
     filled: bool,
 }
 
-impl<'a> Generator<'a> {
-    fn new(bytes: &'a [u8], board: &Board<'a>, player: Player<'a>) -> Generator<'a> {
+impl<'b, 'p, 'a> Generator<'b, 'p, 'a> {
+    fn new(bytes: &'b [u8], board: &'p Board<'_>, player: &'p mut Player<'a>) -> Self {
         let machine = player.machine();
-        let fixed = machine.bus().mappings().copied();
-        let mappings: Vec<Mapping> = fixed.chain(machine.pci_mappings()).collect();
-        let functions = machine.pci_functions().map(|(slot, _)| slot).collect();
-        let devices: Vec<_> = machine.devices().collect();
+        let mut mappings: Vec<Mapping> = machine.bus().mappings().copied().collect();
+        let fixed = mappings.len();
+        mappings.extend(machine.pci_mappings());
+        let functions: Vec<Slot> = machine.pci_functions().map(|(slot, _)| slot).collect();
+        let devices = machine.devices().count();
         let first = mappings.first().map_or((Space::Port, 0), |m| (m.region.space, m.base));
+        let header: [u8; HEADER] = std::array::from_fn(|i| bytes.get(i).copied().unwrap_or(0));
+        let [low, high, focus, laws] = header;
+        let records = bytes.get(HEADER..).unwrap_or(&[]);
         let mut generator = Generator {
-            bytes: Unstructured::new(bytes),
+            bytes: records,
+            record: [0; RECORD],
+            at: 0,
             player,
+            words: board.words,
             script: Script::new(board.spec.clone(), []),
             outcomes: Vec::new(),
+            wrong: None,
+            laws: Laws::asked(laws),
             mappings,
+            fixed,
+            focused: Vec::new(),
+            focus: match (focus, devices) {
+                (0, _) | (_, 0) => None,
+                (byte, devices) => Some((usize::from(byte) % devices) as u16),
+            },
             functions,
-            devices,
-            mask: 0,
-            focus: None,
+            mask: match u16::from_le_bytes([low, high]) {
+                0 => u16::MAX,
+                mask => mask,
+            },
             last: Access::read(first.0, first.1, Size::B1),
             values: [0; REMEMBERED],
             places: [PLACES[0]; REMEMBERED],
             filled: false,
         };
-        generator.mask = match generator.word() as u16 {
-            0 => u16::MAX,
-            mask => mask,
-        };
-        generator.focus = match (generator.byte(), generator.devices.len()) {
-            (0, _) | (_, 0) => None,
-            (byte, devices) => Some((usize::from(byte) % devices) as u16),
-        };
+        let expected = (records.len() / RECORD + 2).min(MAX_OPS);
+        generator.script.steps.reserve(expected);
+        generator.outcomes.reserve(expected);
+        generator.refocus();
         generator
     }
 
+    /// Which mappings the focus has now.
+    fn refocus(&mut self) {
+        self.focused.clear();
+        let Some(focus) = self.focus else { return };
+        let of_focus = |(_, m): &(usize, &Mapping)| m.device == focus;
+        self.focused.extend(self.mappings.iter().enumerate().filter(of_focus).map(|(i, _)| i));
+    }
+
+    /// Base addresses may have moved.
+    fn moved(&mut self) {
+        if !self.functions.is_empty() {
+            self.mappings.truncate(self.fixed);
+            self.mappings.extend(self.player.machine().pci_mappings());
+            self.refocus();
+        }
+    }
+
     fn run(&mut self) {
-        while self.script.steps.len() < MAX_OPS {
+        loop {
+            let len = self.bytes.len().min(RECORD);
+            let (record, rest) = self.bytes.split_at(len);
+            self.record = [0; RECORD];
+            self.record[..len].copy_from_slice(record);
+            (self.bytes, self.at) = (rest, 0);
             self.operation();
-            if self.bytes.is_empty() {
+            if self.bytes.is_empty() || self.script.steps.len() >= MAX_OPS || self.wrong.is_some() {
                 return;
             }
         }
     }
 
-    /// The next byte; 0 when there is none.
+    /// The next byte of the operation; 0 when there is none.
     fn byte(&mut self) -> u8 {
-        self.bytes.arbitrary().unwrap_or(0)
+        let byte = self.record.get(self.at).copied().unwrap_or(0);
+        self.at += 1;
+        byte
     }
 
     fn word(&mut self) -> u64 {
         u64::from(self.byte()) | u64::from(self.byte()) << 8
     }
 
-    /// One of `n` (not 0), by one byte if that is enough; the first when there is no input.
+    fn number<const BYTES: usize>(&mut self) -> u64 {
+        (0..BYTES).fold(0, |all, i| all | u64::from(self.byte()) << (8 * i))
+    }
+
+    /// One of `n` (not 0), by one byte if that is enough.
     fn below(&mut self, n: u64) -> u64 {
-        self.bytes.int_in_range(0..=n - 1).unwrap_or(0)
+        match n {
+            0..=0x100 => u64::from(self.byte()) % n,
+            0x101..=0x1_0000 => self.word() % n,
+            _ => self.number::<4>() % n,
+        }
     }
 
     fn pick<T: Copy, const N: usize>(&mut self, from: [T; N]) -> T {
@@ -149,13 +235,27 @@ impl<'a> Generator<'a> {
     }
 
     fn play(&mut self, op: Op) {
+        if self.wrong.is_some() {
+            return;
+        }
         // Written down first: if the board panics, this is what it panicked at.
         self.script.steps.push(Step::new(op));
-        let op = &self.script.steps[self.script.steps.len() - 1].op;
+        let at = self.script.steps.len() - 1;
+        let op = &self.script.steps[at].op;
+        JOURNAL.with_borrow_mut(|journal| journal.iter_mut().for_each(|tell| tell(op)));
         let outcome = self.player.step(op);
-        if let (Op::Exit { exit: Exit::Io(_), .. }, Answer::Value(value)) = (op, outcome.answer) {
-            self.values.rotate_right(1);
-            self.values[0] = value;
+        self.wrong = oracles::after(at, op, &outcome, self.player).err();
+        if let Op::Exit { exit: Exit::Io(access), .. } = op {
+            if let Answer::Value(value) = outcome.answer {
+                self.values.rotate_right(1);
+                self.values[0] = value;
+            }
+            let data = access.space == Space::Port && access.addr.wrapping_sub(DATA_PORT) < 4;
+            if data && access.dir != Dir::Read {
+                self.moved();
+            }
+        } else if matches!(op, Op::Reset | Op::SaveRestore) {
+            self.moved();
         }
         self.outcomes.push(outcome);
     }
@@ -168,8 +268,8 @@ impl<'a> Generator<'a> {
     fn operation(&mut self) {
         let byte = self.byte();
         let mut kind = KINDS[usize::from(byte) % KINDS.len()];
-        if self.mask & kind as u16 == 0 {
-            kind = if byte & 0x20 == 0 { Kind::Read } else { Kind::Write };
+        if self.mask & kind as u16 == 0 && kind != Kind::Exact {
+            kind = if byte & 0x80 == 0 { Kind::Read } else { Kind::Write };
         }
         match kind {
             Kind::Read => self.register(false),
@@ -187,16 +287,15 @@ impl<'a> Generator<'a> {
             Kind::SaveRestore => self.play(Op::SaveRestore),
             Kind::Reset => self.play(Op::Reset),
             Kind::Exit => self.exit(),
+            Kind::Word => self.burst(),
+            Kind::Exact => self.exact(),
         }
     }
 
     fn mapping(&mut self) -> Option<Mapping> {
         let byte = self.byte();
-        if let Some(focus) = self.focus.filter(|_| byte & 0xc0 != 0xc0) {
-            let mine: Vec<_> = self.mappings.iter().filter(|m| m.device == focus).collect();
-            if !mine.is_empty() {
-                return Some(*mine[usize::from(byte) % mine.len()]);
-            }
+        if !self.focused.is_empty() && byte & 0xc0 != 0xc0 {
+            return Some(self.mappings[self.focused[usize::from(byte) % self.focused.len()]]);
         }
         let n = self.mappings.len();
         (n > 0).then(|| self.mappings[usize::from(byte) % n])
@@ -217,7 +316,7 @@ impl<'a> Generator<'a> {
     /// An access inside a region.
     fn register(&mut self, write: bool) {
         let Some(m) = self.mapping() else { return self.nowhere() };
-        if (m.region.space, m.base) == (Space::Port, DATA_PORT) {
+        if (m.region.space, m.base) == (Space::Port, DATA_PORT) && !self.functions.is_empty() {
             self.select();
         }
         let size = self.size(&m);
@@ -227,6 +326,21 @@ impl<'a> Generator<'a> {
         let offset = if self.byte() < 0xe0 { offset - offset % size.bytes() } else { offset };
         let access = self.make(m.region.space, m.base + offset, size, write);
         self.access(access);
+    }
+
+    /// A word that matters, byte by byte, to where the last access went.
+    fn burst(&mut self) {
+        let Access { space, addr, .. } = self.last;
+        let which = usize::from(self.byte());
+        let words = self.words;
+        let Some(word) = words.get(which % words.len().max(1)) else { return self.again() };
+        let cut = match self.byte() {
+            0..0xc0 => word.len(),
+            byte => usize::from(byte) % (word.len() + 1),
+        };
+        for &byte in &word[..cut] {
+            self.play(Op::io(Access::write(space, addr, Size::B1, byte.into())));
+        }
     }
 
     /// Selects a dword of a function's configuration space: mostly of the header, or of what comes next.
@@ -312,7 +426,7 @@ impl<'a> Generator<'a> {
             // As a device reads it that takes the other byte order.
             7 if self.byte() & 1 == 0 => (self.place() as u32).swap_bytes().into(),
             7 => self.place().swap_bytes(),
-            _ => self.bytes.arbitrary().unwrap_or(0),
+            _ => self.number::<8>(),
         }
     }
 
@@ -352,13 +466,16 @@ impl<'a> Generator<'a> {
 
     fn input(&mut self) {
         let machine = self.player.machine();
-        let open = |name: &&&'static str| machine.input_room(name).is_some_and(|room| room > 0);
-        let open: Vec<_> = self.devices.iter().filter(open).copied().collect();
-        let all = if open.is_empty() { self.devices.clone() } else { open };
-        if all.is_empty() {
-            return self.nowhere();
-        }
-        let device = all[usize::from(self.byte()) % all.len()].to_owned();
+        let open = |name: &&'static str| machine.input_room(name).is_some_and(|room| room > 0);
+        // Who takes input now; or, if nobody does, anybody.
+        let which = usize::from(self.record.get(self.at).copied().unwrap_or(0));
+        self.at += 1;
+        let (all, takers) = (machine.devices().count(), machine.devices().filter(open).count());
+        let device = match takers {
+            0 => machine.devices().nth(which % all.max(1)),
+            n => machine.devices().filter(open).nth(which % n),
+        };
+        let Some(device) = device.map(str::to_owned) else { return self.nowhere() };
         let n = usize::from(self.byte() % 20);
         let bytes = (0..n).map(|_| self.byte()).collect();
         self.play(Op::Input { device, bytes });

@@ -8,42 +8,32 @@
 //! Another target, `wire`, is about [what emulated hosts report](wire), and has streams of bytes
 //! instead of scripts.
 //!
-//! With cargo-fuzz and a nightly compiler, from the workspace's root:
+//! `cargo xtask fuzz` builds the targets with libFuzzer's instrumentation, which is a handful of compiler
+//! flags (they are in `xtask/src/support/fuzz/build.rs`) and needs a nightly compiler, and runs them.
+//! AddressSanitizer has little to find where there is no unsafe code, and takes most of the speed:
+//! `--no-asan` leaves it out.
 //!
-//! ```text
-//! cargo +nightly fuzz run --fuzz-dir fuzz --features libfuzzer -s none board
-//! ```
-//!
-//! The board holds no unsafe code, so AddressSanitizer has little to find there and takes five
-//! sixths of the speed; leave `-s none` out to have it.
-//!
-//! Without cargo-fuzz, the same flags by hand (`-Zsanitizer=address` adds AddressSanitizer):
-//!
-//! ```text
-//! RUSTFLAGS="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
-//!   -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
-//!   -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares \
-//!   -Cdebug-assertions -Ccodegen-units=1 --cfg fuzzing" \
-//! cargo +nightly build --release -p fuzz --bin board --features libfuzzer \
-//!   --target x86_64-unknown-linux-gnu --target-dir target/fuzz
-//! mkdir -p fuzz/corpus/board
-//! target/fuzz/x86_64-unknown-linux-gnu/release/board -timeout=10 fuzz/corpus/board
-//! ```
-//!
-//! What it finds becomes a file: `cargo run -p fuzz --bin fuzz-script -- ARTIFACT` prints the
-//! least script that still breaks the law. Give it a name that says what went wrong, and put it
-//! into `fuzz/regressions`.
+//! What it finds becomes a file: `cargo xtask fuzz triage` writes the least script that still breaks the
+//! law into [`fuzz/regressions`](regressions).
 
 pub mod generators;
+pub mod hunt;
+pub mod images;
+pub mod judge;
 pub mod lab;
 pub mod minimise;
+pub mod mutate;
 pub mod oracles;
+pub mod regressions;
+pub mod rig;
+pub mod stable;
+pub mod targets;
 pub mod wire;
 
-use oracles::Restores;
+use oracles::{Laws, Restores};
 use vmm::machine::{IommuConfig, PciDevice};
-use vmm::script::BoardSpec;
-use vmm::script::replay::{self, Build};
+use vmm::script::replay::{self, Build, Outcome, Trace};
+use vmm::script::{BoardSpec, Op};
 
 /// A board to be fuzzed.
 #[derive(Clone)]
@@ -54,12 +44,19 @@ pub struct Board<'a> {
     pub build: Build<'a>,
     /// Devices whose state, or some of it, lives on through a reset: a battery's memory.
     pub keeps: &'a [&'a str],
+    /// Words that matter to one of its registers, byte by byte.
+    pub words: &'a [&'a [u8]],
 }
 
 impl Board<'static> {
     /// The PC that the `vmm` program has, with the least memory.
     pub fn pc() -> Board<'static> {
-        Board { spec: BoardSpec::default(), build: &replay::board, keeps: &["rtc"] }
+        Board {
+            spec: BoardSpec::default(),
+            build: &replay::board,
+            keeps: &["rtc"],
+            words: &[b"Shutdown"],
+        }
     }
 }
 
@@ -74,25 +71,33 @@ impl Board<'static> {
     }
 }
 
-/// What the target `board` does with its input.
+/// What a target does with an input that is a script, on a board of the rig.
 ///
 /// # Panics
 /// When a law is broken; the message holds the script.
-pub fn board(bytes: &[u8]) {
-    obeys(bytes, &Board::pc());
-}
-
-/// What the target `pci` does with its input.
-///
-/// # Panics
-/// When a law is broken; the message holds the script.
-pub fn pci(bytes: &[u8]) {
-    obeys(bytes, &Board::pci());
-}
-
-fn obeys(bytes: &[u8], board: &Board<'_>) {
-    let generated = generators::script(bytes, board);
-    if let Err(violation) = oracles::generated(&generated, board, Restores::Eight) {
-        panic!("{violation}\n{}", generated.script);
+fn obeys(
+    bytes: &[u8],
+    rig: &mut rig::Rig<'_>,
+    canary: fn(&Op, &Outcome) -> bool,
+    seen: Option<&mut hunt::Seen>,
+) {
+    let mut player = rig.take();
+    let generators::Generated { script, played, laws } =
+        generators::play(bytes, rig.board(), &mut player);
+    let outcomes = played.unwrap_or_else(|violation| panic!("{violation}\n{script}"));
+    if let Some(seen) = seen {
+        seen.trace(&script.steps, &outcomes);
     }
+    if targets::armed() {
+        let mut steps = script.steps.iter().zip(&outcomes);
+        let dead = steps.any(|(step, outcome)| canary(&step.op, outcome));
+        assert!(!dead, "the canary is dead\n{script}");
+    }
+    if laws != Laws::NONE {
+        let trace = Trace { outcomes, end: player.end() };
+        if let Err(violation) = oracles::against(&script, &trace, rig, laws, Restores::Eight) {
+            panic!("{violation}\n{script}");
+        }
+    }
+    rig.give_back(player);
 }

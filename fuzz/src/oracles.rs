@@ -3,6 +3,7 @@
 //! Each law is asked of a whole script. [`vmm::laws`] asks more of a single device; what is here
 //! is true of devices together, on a bus, through the same code that answers a guest.
 
+use std::any::Any;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -13,6 +14,7 @@ use vmm::script::{Answer, Op, Script, Step, parse};
 
 use crate::Board;
 use crate::generators::{Generated, words};
+use crate::rig::Rig;
 
 /// What a board must do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,6 +99,48 @@ impl Restores {
     }
 }
 
+/// Laws that take the script to be played again. An input asks for some of them, so that most inputs
+/// are quick and each is asked all the same questions whenever it is tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Laws(u8);
+
+impl Laws {
+    /// None.
+    pub const NONE: Laws = Laws(0);
+    /// Those about the text form.
+    pub const TEXT: Laws = Laws(1);
+    /// The same script once more.
+    pub const REPEATS: Laws = Laws(2);
+    /// Saving and restoring in between.
+    pub const RESTORES: Laws = Laws(4);
+    /// A reset at the end.
+    pub const RESETS: Laws = Laws(8);
+    /// All of them.
+    pub const ALL: Laws = Laws(15);
+
+    /// What a byte of an input asks for: of 32 values one asks for everything, one each for a law.
+    pub const fn asked(byte: u8) -> Laws {
+        match byte % 32 {
+            1 => Laws::TEXT,
+            2 => Laws::REPEATS,
+            3 => Laws::RESTORES,
+            4 => Laws::RESETS,
+            5 => Laws::ALL,
+            _ => Laws::NONE,
+        }
+    }
+
+    /// Whether it holds `other`.
+    pub const fn has(self, other: Laws) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
+/// What a panic after `steps` operations breaks.
+pub(crate) fn panicked(steps: usize, panic: &(dyn Any + Send)) -> Violation {
+    Law::Panics.broken(Some(steps), words(panic))
+}
+
 /// Holds a board against every law, with a script that [`crate::generators::script`] made.
 ///
 /// # Errors
@@ -106,10 +150,9 @@ pub fn generated(
     board: &Board<'_>,
     restores: Restores,
 ) -> Result<(), Violation> {
-    let Generated { script, played } = generated;
-    match played {
-        Ok(trace) => against(script, trace, board, restores),
-        Err(panic) => Err(Law::Panics.broken(Some(script.steps.len()), panic.clone())),
+    match &generated.played {
+        Ok(_) => check(&generated.script, board, restores).map(drop),
+        Err(violation) => Err(violation.clone()),
     }
 }
 
@@ -118,28 +161,45 @@ pub fn generated(
 /// # Errors
 /// The first law that is broken.
 pub fn check(script: &Script, board: &Board<'_>, restores: Restores) -> Result<Trace, Violation> {
-    let mut run = Run::new(script, board);
+    let mut rig = Rig::new(board.clone());
+    let mut run = Run::new(script, &mut rig);
     run.play(|_| false)?;
     let trace = run.trace();
-    against(script, &trace, board, restores)?;
+    run.end(&mut rig);
+    against(script, &trace, &mut rig, Laws::ALL, restores)?;
     Ok(trace)
 }
 
-/// Every law, with what the script did once already.
-fn against(
+/// Some laws, with what the script did once already.
+///
+/// # Errors
+/// The first law that is broken.
+pub fn against(
     script: &Script,
     trace: &Trace,
-    board: &Board<'_>,
+    rig: &mut Rig<'_>,
+    laws: Laws,
     restores: Restores,
 ) -> Result<(), Violation> {
-    text(script)?;
-    let mut again = Run::new(script, board);
-    again.play(|_| false)?;
-    same(Law::Repeats, trace, &again.trace(), script)?;
-    let mut restored = Run::new(script, board);
-    restored.play(|at| restores.after(at, script.steps.len()))?;
-    same(Law::Restores, trace, &restored.trace(), script)?;
-    again.resets()
+    if laws.has(Laws::TEXT) {
+        text(script)?;
+    }
+    if laws.has(Laws::REPEATS) || laws.has(Laws::RESETS) {
+        let mut again = Run::new(script, rig);
+        again.play(|_| false)?;
+        same(Law::Repeats, trace, &again.trace(), script)?;
+        if laws.has(Laws::RESETS) {
+            again.resets(rig)?;
+        }
+        again.end(rig);
+    }
+    if laws.has(Laws::RESTORES) {
+        let mut restored = Run::new(script, rig);
+        restored.play(|at| restores.after(at, script.steps.len()))?;
+        same(Law::Restores, trace, &restored.trace(), script)?;
+        restored.end(rig);
+    }
+    Ok(())
 }
 
 fn text(script: &Script) -> Result<(), Violation> {
@@ -151,18 +211,50 @@ fn text(script: &Script) -> Result<(), Violation> {
     }
 }
 
+/// The laws that one operation alone can break, `at` being the first 0.
+///
+/// # Errors
+/// The law.
+pub fn after(at: usize, op: &Op, outcome: &Outcome, player: &Player<'_>) -> Result<(), Violation> {
+    let broken = |law: Law, what: String| Err(law.broken(Some(at + 1), what));
+    if *op == Op::SaveRestore && outcome.answer != Answer::Ok {
+        let why = player.refusal().unwrap_or("it is refused");
+        return broken(Law::Restores, why.to_owned());
+    }
+    let lost = player.context().lost_actions();
+    if lost > 0 {
+        return broken(Law::Actions, format!("`{op}` loses {lost}"));
+    }
+    let machine = player.machine();
+    let (effects, most) = (outcome.effects.len(), most_effects(machine.devices().count()));
+    if effects > most {
+        return broken(Law::Bounds, format!("`{op}` has {effects} effects, above {most}"));
+    }
+    if *op == Op::Timer
+        && let Some(due) = machine.next_deadline().filter(|&due| due <= machine.now())
+    {
+        let now = machine.now();
+        return broken(Law::Deadlines, format!("at {now} ns one is still {due} ns"));
+    }
+    Ok(())
+}
+
 /// One script on one board.
-struct Run<'a> {
-    script: &'a Script,
-    board: &'a Board<'a>,
+struct Run<'s, 'a> {
+    script: &'s Script,
     player: Player<'a>,
     outcomes: Vec<Outcome>,
 }
 
-impl<'a> Run<'a> {
-    fn new(script: &'a Script, board: &'a Board<'a>) -> Run<'a> {
-        let player = Player::new(&script.board, board.build).expect("a board that can be built");
-        Run { script, board, player, outcomes: Vec::with_capacity(script.steps.len()) }
+impl<'s, 'a> Run<'s, 'a> {
+    fn new(script: &'s Script, rig: &mut Rig<'a>) -> Run<'s, 'a> {
+        let player = rig.take();
+        Run { script, player, outcomes: Vec::with_capacity(script.steps.len()) }
+    }
+
+    /// The board is used again.
+    fn end(self, rig: &mut Rig<'a>) {
+        rig.give_back(self.player);
     }
 
     /// Plays the script; saves and restores after the operations of which `restore` says so.
@@ -183,35 +275,12 @@ impl<'a> Run<'a> {
             }
             Ok(())
         }));
-        played.unwrap_or_else(|panic| {
-            Err(Law::Panics.broken(Some(self.outcomes.len() + 1), words(&*panic)))
-        })
+        played.unwrap_or_else(|panic| Err(panicked(self.outcomes.len() + 1, &*panic)))
     }
 
-    /// One operation, and the laws that it alone can break.
     fn step(&mut self, at: usize, op: &Op) -> Result<Outcome, Violation> {
         let outcome = self.player.step(op);
-        let broken = |law: Law, what: String| Err(law.broken(Some(at + 1), what));
-        if *op == Op::SaveRestore && outcome.answer != Answer::Ok {
-            let why = self.player.refusal().unwrap_or("it is refused");
-            return broken(Law::Restores, why.to_owned());
-        }
-        let lost = self.player.context().lost_actions();
-        if lost > 0 {
-            return broken(Law::Actions, format!("`{op}` loses {lost}"));
-        }
-        let machine = self.player.machine();
-        let (effects, most) = (outcome.effects.len(), most_effects(machine.devices().count()));
-        if effects > most {
-            return broken(Law::Bounds, format!("`{op}` has {effects} effects, above {most}"));
-        }
-        if *op == Op::Timer
-            && let Some(due) = machine.next_deadline().filter(|&due| due <= machine.now())
-        {
-            let now = machine.now();
-            return broken(Law::Deadlines, format!("at {now} ns one is still {due} ns"));
-        }
-        Ok(outcome)
+        after(at, op, &outcome, &self.player).map(|()| outcome)
     }
 
     fn trace(&mut self) -> Trace {
@@ -219,8 +288,8 @@ impl<'a> Run<'a> {
     }
 
     /// Resets this board, and one that is new at this time.
-    fn resets(&mut self) -> Result<(), Violation> {
-        let mut new = Run::new(self.script, self.board);
+    fn resets(&mut self, rig: &mut Rig<'a>) -> Result<(), Violation> {
+        let mut new = Run::new(self.script, rig);
         let ops = [Op::Advance(self.player.machine().now()), Op::Reset];
         let reset = catch_unwind(AssertUnwindSafe(|| {
             let at = self.script.steps.len();
@@ -228,8 +297,9 @@ impl<'a> Run<'a> {
             self.step(at, &Op::Reset).map(drop)
         }));
         reset.unwrap_or_else(|panic| Err(Law::Panics.broken(None, words(&*panic))))?;
-        let (used, new) = (self.player.machine().save(), new.player.machine().save());
-        match differing(&used, &new).find(|name| !self.board.keeps.contains(name)) {
+        let (used, fresh) = (self.player.machine().save(), new.player.machine().save());
+        new.end(rig);
+        match differing(&used, &fresh).find(|name| !rig.board().keeps.contains(name)) {
             Some(name) => {
                 Err(Law::Resets.broken(None, format!("device `{name}` remembers what it was")))
             }

@@ -3,7 +3,6 @@
 
 mod common;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use common::input;
@@ -11,9 +10,8 @@ use fuzz::minimise::minimise;
 use fuzz::oracles::{Law, Restores};
 use fuzz::{Board, generators, oracles};
 use vmm::access::{IoError, Size, Space};
-use vmm::device::{Action, Actions, At, Clock, Device, Env, Nanos, Region, StateError};
-use vmm::machine::{Backplane, Machine};
-use vmm::ram::GuestRam;
+use vmm::device::{Action, Actions, At, Device, Env, Nanos, Region, StateError};
+use vmm::machine::Machine;
 use vmm::script::replay::{Build, BuildError};
 use vmm::script::{BoardSpec, parse};
 use vmm::state;
@@ -149,18 +147,12 @@ impl Device for Canary {
 }
 
 fn with<T>(flaw: Flaw, f: impl FnOnce(&Board<'_>) -> T) -> T {
-    let build = move |_: &BoardSpec,
-                      ram: GuestRam,
-                      clock: Arc<dyn Clock>,
-                      backplane: Arc<dyn Backplane>|
-          -> Result<Machine, BuildError> {
-        let mut machine = Machine::new(ram, clock, backplane);
-        machine.add(Box::new(Canary::new(flaw)), &[0xfed0_0000], Some(3))?;
-        Ok(machine)
+    let build = move |_: &BoardSpec, machine: &mut Machine| -> Result<(), BuildError> {
+        Ok(machine.add(Box::new(Canary::new(flaw)), &[0xfed0_0000], Some(3))?)
     };
     let build: Build<'_> = &build;
     let spec = BoardSpec { kind: "canary".to_owned(), ..BoardSpec::default() };
-    f(&Board { spec, build, keeps: &[] })
+    f(&Board { spec, build, keeps: &[], words: &[] })
 }
 
 /// The law that the first of `inputs` inputs breaks, how many it took, and how many operations

@@ -170,6 +170,18 @@ pub fn load_named(dir: &Path, ids: &[&str]) -> Result<Vec<Case>, Problems> {
     problems.or(named)
 }
 
+/// Reads the text of one file: its base case and its variants.
+///
+/// # Errors
+///
+/// Everything that is wrong in it.
+pub fn read_text(area: &str, name: &str, text: &str) -> Result<Vec<Case>, Problems> {
+    let (mut cases, mut problems) = (Vec::new(), Problems::default());
+    let file = Path::new(area).join(format!("{name}.toml"));
+    parse(area, name, &file, text, &mut cases, &mut problems);
+    problems.or(cases)
+}
+
 fn entries(dir: &Path, problems: &mut Problems) -> Vec<(String, PathBuf)> {
     let read = fs::read_dir(dir).and_then(|entries| entries.collect::<Result<Vec<_>, _>>());
     match read {

@@ -5,6 +5,7 @@
 
 use crate::access::{Access, Size, Space};
 use crate::device::{At, Region};
+use crate::planted::{self, Flaw};
 
 /// Index of a device on its board.
 pub type DeviceId = u16;
@@ -94,6 +95,14 @@ impl Bus {
         Bus { ports: Vec::new(), port_table: vec![0; 1 << 16].into_boxed_slice(), mmio: Vec::new() }
     }
 
+    /// Takes everything off it.
+    pub(crate) fn clear(&mut self) {
+        for Mapping { base, region, .. } in self.ports.drain(..) {
+            self.port_table[base as usize..(base + region.len) as usize].fill(0);
+        }
+        self.mmio.clear();
+    }
+
     /// Maps region `index` of `device` at `base`.
     ///
     /// # Errors
@@ -165,6 +174,7 @@ impl Bus {
                     Route::To(m.device, At { region: m.index, offset })
                 } else {
                     let left = (m.region.len - offset).min(m.region.widest.bytes());
+                    let left = if planted::has(Flaw::BusSplit) { size.bytes() } else { left };
                     Route::Split(narrower(left.min(size.bytes())))
                 }
             }

@@ -23,6 +23,7 @@ pub mod launch;
 pub mod laws;
 pub mod machine;
 pub mod payload;
+pub mod planted;
 pub mod ram;
 pub mod run;
 #[cfg(feature = "sabotage")]

@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::device::StateError;
+use crate::planted::{self, Flaw};
 
 /// The bytes of `state`.
 pub fn encode<T: Serialize>(state: &T) -> Vec<u8> {
@@ -17,11 +18,19 @@ pub fn encode<T: Serialize>(state: &T) -> Vec<u8> {
 /// Reads what [`encode`] wrote for the device called `device`.
 ///
 /// # Errors
-/// When the bytes are not such a state, or more than one.
-pub fn decode<T: DeserializeOwned>(device: &'static str, bytes: &[u8]) -> Result<T, StateError> {
+/// When the bytes are not such a state, more than one, or not as [`encode`] writes it: a number may be
+/// written in more ways than one, and what is restored must be what was saved.
+pub fn decode<T>(device: &'static str, bytes: &[u8]) -> Result<T, StateError>
+where
+    T: Serialize + DeserializeOwned,
+{
     let error = |what: String| StateError { device, what };
+    if planted::has(Flaw::StateShort) && bytes[0] == u8::MAX {
+        return Err(error("begins with 255".to_owned()));
+    }
     match postcard::take_from_bytes(bytes) {
-        Ok((state, [])) => Ok(state),
+        Ok((state, [])) if encode(&state) == bytes => Ok(state),
+        Ok((_, [])) => Err(error("is not written as a state is".to_owned())),
         Ok((_, rest)) => Err(error(format!("{} bytes too many", rest.len()))),
         Err(e) => Err(error(format!("cannot be read ({e})"))),
     }
@@ -36,6 +45,9 @@ mod tests {
         let bytes = encode(&(1u8, 0x1234u16));
         assert_eq!(decode::<(u8, u16)>("d", &bytes), Ok((1, 0x1234)));
         assert!(decode::<(u8, u16)>("d", &bytes[..1]).is_err());
+        // 1, with a byte too many.
+        let wide = decode::<u64>("d", &[0x81, 0]).unwrap_err().what;
+        assert!(wide.contains("not written as"), "{wide}");
         let long = [&bytes[..], &[0]].concat();
         assert!(decode::<(u8, u16)>("d", &long).unwrap_err().what.contains("1 bytes too many"));
     }

@@ -46,11 +46,13 @@ fn stages(require: &str, kvm: bool) -> Vec<Stage> {
         stage("clippy", "clippy --workspace --all-targets -- -D warnings", 20),
         stage(
             "clippy wrong",
-            "clippy --package vmm --features sabotage --all-targets -- -D warnings",
+            "clippy --package vmm --package fuzz --features vmm/sabotage,fuzz/planted --all-targets -- -D warnings",
             10,
         ),
         stage("lint payloads", "xtask payloads --lint", 20),
         stage("tests", "test --workspace", 30),
+        stage("fuzz", "xtask fuzz run all --runs 1000 --no-asan --seed 1", 20),
+        stage("fuzz layout", "test --package xtask --test fuzz -- --ignored", 20),
         stage("payloads", "xtask payloads --check", 20),
         cases,
     ]
@@ -121,7 +123,7 @@ mod tests {
                 assert!(flags::Xtask::try_parse_from(words).is_ok(), "{:?}", stage.words);
             }
         }
-        assert_eq!(own, 5);
+        assert_eq!(own, 6);
         let cases =
             |require, kvm| stages(require, kvm).pop().expect("the last stage").words.join(" ");
         // A KVM that is required and missing is an error of its cases.

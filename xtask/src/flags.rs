@@ -32,6 +32,8 @@ pub enum Command {
     CoverageMap(CoverageMap),
     /// Sets up emulated hosts, lists them, and gives a shell or runs a command on one.
     Host(HostCommand),
+    /// Fuzzes devices and parsers, and makes regressions of what is found.
+    Fuzz(Fuzz),
 }
 
 /// Where cases run, in the order of a report's columns.
@@ -247,6 +249,122 @@ pub enum HostAction {
     },
 }
 
+/// Flags of `fuzz`.
+#[derive(Debug, Args)]
+pub struct Fuzz {
+    /// What to do.
+    #[command(subcommand)]
+    pub action: FuzzAction,
+}
+
+/// What `fuzz` does.
+#[derive(Debug, Subcommand)]
+pub enum FuzzAction {
+    /// Lists the targets.
+    List,
+    /// Fuzzes a target, or all one after the other.
+    Run {
+        /// A target's name, or all.
+        target: String,
+        /// How long, each target: 30s, 10m. A minute, if neither this nor --runs is given.
+        #[arg(long, value_name = "TIME")]
+        time: Option<String>,
+        /// How many executions at most, each process.
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+        runs: Option<u64>,
+        /// How many processes side by side.
+        #[arg(long, short, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+        jobs: u16,
+        /// Leaves AddressSanitizer out: several times as fast, and blind to what unsafe code does.
+        #[arg(long)]
+        no_asan: bool,
+        /// Hunts with the stable compiler, without coverage as a guide.
+        #[arg(long)]
+        stable: bool,
+        /// Where chance begins; 0 is anywhere.
+        #[arg(long, value_name = "N", default_value_t = 0)]
+        seed: u32,
+    },
+    /// Shows an input as a script, what each operation did, and the stack of a panic.
+    Repro {
+        /// A finding, an input of a corpus, or a script.
+        file: PathBuf,
+        /// Whose input it is, if it lies in no target's directory.
+        #[arg(long, value_name = "NAME")]
+        target: Option<String>,
+    },
+    /// Shortens an input by leaving out and simplifying operations, as long as it breaks the same law in
+    /// the same place.
+    Min {
+        /// A finding or a script.
+        file: PathBuf,
+        /// Whose input it is, if it lies in no target's directory.
+        #[arg(long, value_name = "NAME")]
+        target: Option<String>,
+        /// Where the short one goes; beside it, ending in .min, if not given.
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
+    /// Makes a corpus as small as it can be without losing what it reaches.
+    Cmin {
+        /// A target's name, or all.
+        target: String,
+        /// As of `run`.
+        #[arg(long)]
+        stable: bool,
+    },
+    /// Tells which lines and regions a corpus reaches, and writes an HTML page.
+    Cover {
+        /// A target's name, or all.
+        target: String,
+    },
+    /// Groups findings by cause, and writes a regression for each.
+    Triage,
+    /// Plants known flaws, one at a time, and tells which the fuzzers find from nothing.
+    Planted {
+        /// Names of flaws; all if none is given.
+        names: Vec<String>,
+        /// How many hunts side by side.
+        #[arg(long, short, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+        jobs: u16,
+        /// How much processor time each gets.
+        #[arg(long, value_name = "TIME", default_value = "60s")]
+        budget: String,
+        /// Where chance begins; 0 is anywhere.
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        seed: u32,
+        /// As of `run`.
+        #[arg(long)]
+        stable: bool,
+        /// Writes a JSON report to this file.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
+    /// Writes a target as OSS-Fuzz and ClusterFuzzLite expect it: binary, seeds, dictionary, options.
+    Export {
+        /// A target's name, or all.
+        target: String,
+        /// Where to; target/fuzz-export if not given.
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+        /// OSS-Fuzz's word: address, coverage or none.
+        #[arg(long, value_name = "NAME", default_value = "address")]
+        sanitizer: String,
+    },
+    /// Fuzzes everything for as long as it may, and writes fuzz/soak/status.html.
+    Soak {
+        /// How long; until it is stopped, if not given.
+        #[arg(long, value_name = "N")]
+        hours: Option<f64>,
+        /// How long a target has in one piece.
+        #[arg(long, value_name = "TIME", default_value = "60s")]
+        slice: String,
+        /// As of `run`.
+        #[arg(long)]
+        stable: bool,
+    },
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -290,6 +408,16 @@ mod tests {
             ("coverage-map --check", true),
             ("coverage-map --check --json a", false),
             ("coverage-map --json", false),
+            ("fuzz list", true),
+            ("fuzz run uart --runs 1000 --jobs 2 --no-asan", true),
+            ("fuzz run uart --runs 0", false),
+            ("fuzz run", false),
+            ("fuzz repro a/b --target uart", true),
+            ("fuzz min a/b --out c", true),
+            ("fuzz planted uart-scratch-kept --jobs 2 --budget 10s --json x", true),
+            ("fuzz soak --hours 0.5 --slice 10s", true),
+            ("fuzz export all --out d --sanitizer none", true),
+            ("fuzz", false),
             ("", false),
             ("tset", false),
         ] {

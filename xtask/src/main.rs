@@ -5,6 +5,7 @@ mod ci;
 mod coverage_map;
 mod doctor;
 mod flags;
+mod fuzz;
 mod host;
 mod kut;
 mod payloads;
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
         flags::Command::Payloads(flags) => payloads::run(&flags, &mut out),
         flags::Command::CoverageMap(flags) => coverage_map::run(&flags, &mut out),
         flags::Command::Host(flags) => host::run(&flags, &mut out),
+        flags::Command::Fuzz(flags) => fuzz::run(&flags, &mut out),
     };
     // What the command itself has to tell comes before what became of its output.
     outcome.and_then(|status| out.end().map(|()| status)).unwrap_or_else(|failure| {

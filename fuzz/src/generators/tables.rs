@@ -18,47 +18,28 @@ pub(super) enum Kind {
     SaveRestore = 1 << 9,
     Reset = 1 << 10,
     Exit = 1 << 11,
+    Word = 1 << 12,
+    /// As it is written down; there whatever the mask says.
+    Exact = 1 << 13,
 }
 
-/// How often each kind is chosen, of 32 times. A kind that the swarm leaves out is a read or a
+/// How often each kind is chosen, of 64 times. A kind that the swarm leaves out is a read or a
 /// write instead.
-pub(super) const KINDS: [Kind; 32] = {
+#[rustfmt::skip]
+pub(super) const KINDS: [Kind; 64] = {
     use Kind::*;
     [
-        Read,
-        Write,
-        Read,
-        Write,
-        Read,
-        Write,
-        Read,
-        Write,
-        Read,
-        Write,
-        Read,
-        Write,
-        Write,
-        Write,
-        Again,
-        Again,
-        Again,
-        Edge,
-        Edge,
-        Nowhere,
-        Ram,
-        Ram,
-        Ram,
-        Input,
-        Input,
-        Advance,
-        Advance,
-        Timer,
-        Timer,
-        SaveRestore,
-        Reset,
-        Exit,
+        Read, Write, Read, Write, Read, Write, Read, Write, Read, Write, Read, Write, Read, Write, Read, Write,
+        Read, Write, Read, Write, Read, Write, Read, Write, Write, Write, Write, Write, Write, Write, Again, Again,
+        Again, Again, Again, Again, Edge, Edge, Edge, Nowhere, Nowhere, Ram, Ram, Ram, Ram, Ram, Ram, Input,
+        Input, Input, Input, Advance, Advance, Advance, Advance, Timer, Timer, Timer, SaveRestore, Reset, Exit, Exit, Word, Exact,
     ]
 };
+/// What a record of [`Kind::Exact`] begins with.
+pub(super) const EXACT: u8 = 63;
+/// What records of these begin with.
+pub(super) const SAVE_RESTORE: u8 = 58;
+pub(super) const RESET: u8 = 59;
 
 /// Values at which something may change.
 pub(super) const EDGES: [u64; 16] = [

@@ -9,7 +9,7 @@ pub fn input(n: u64) -> Vec<u8> {
         state ^= state << 17;
         (state >> 24) as u8
     };
-    let len = usize::from(next()) * 3;
+    let len = usize::from(next()) * 6;
     // Half of the inputs leave no kind of operation out.
     let swarm = if n.is_multiple_of(2) { 2 } else { 0 };
     (0..len).map(|i| if i < swarm { 0 } else { next() }).collect()

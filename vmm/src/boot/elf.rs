@@ -10,6 +10,7 @@ use super::cpu::Mode;
 use super::error::{Fault, Place, What};
 use super::looks::looks;
 use super::place::Piece;
+use crate::planted::{self, Flaw};
 
 /// Bytes of notes that are looked at, all segments together: a bound for images that lie.
 const MAX_NOTES: u64 = 1 << 20;
@@ -170,7 +171,11 @@ impl<'a> Elf<'a> {
             let expected = format!("an offset inside the file of {file:#x} bytes");
             return Err(segment_fault(index, "p_offset", p.p_offset, expected));
         }
-        if p.p_filesz > file - p.p_offset {
+        let fits = match planted::has(Flaw::ElfFile) {
+            true => p.p_offset + p.p_filesz <= file,
+            false => p.p_filesz <= file - p.p_offset,
+        };
+        if !fits {
             let expected = format!(
                 "at most {:#x}, as the file ends there (p_offset {:#x}, file of {file:#x} bytes)",
                 file - p.p_offset,
@@ -252,6 +257,9 @@ impl<'a> Elf<'a> {
                     value: value as u64,
                     expected: format!("at most {room:#x}, as the segment ends there"),
                 };
+                if planted::has(Flaw::ElfNote) && name != &tail[..namesz] {
+                    break;
+                }
                 let found =
                     tail.get(..namesz).ok_or_else(|| cut("n_namesz", namesz, tail.len()))?;
                 let desc = (12 + namesz).next_multiple_of(align);

@@ -6,6 +6,7 @@ use super::error::{Fault, Place, What};
 use super::looks::looks;
 use super::map::{MIB, MemKind, MemRange};
 use super::place::{Block, Piece};
+use crate::planted::{self, Flaw};
 
 /// What a guest finds in `eax` (section 3.2).
 pub(super) const BOOT_MAGIC: u64 = 0x2bad_b002;
@@ -128,7 +129,11 @@ impl Header {
         }
         // Loading starts as far before the header in the file as in memory.
         let before = (header_addr - load_addr) as usize;
-        let Some(start) = at.checked_sub(before) else {
+        let start = match planted::has(Flaw::MultibootBefore) {
+            true => Some(at - before),
+            false => at.checked_sub(before),
+        };
+        let Some(start) = start else {
             let expected = format!(
                 "at least {:#x}: the file has {at:#x} bytes before the header at {header_addr:#x}",
                 u64::from(header_addr).saturating_sub(at as u64)

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::access::{IoError, Size, Space};
 use crate::device::{At, Device, Env, Region, StateError};
+use crate::planted::{self, Flaw};
 use crate::state;
 
 /// Where PCs have the selector and, one byte on, the data register.
@@ -249,6 +250,11 @@ impl FwCfg {
 
     /// The next byte; 0 past the end.
     fn next_byte(&mut self) -> u8 {
+        if planted::has(Flaw::FwCfgByte) {
+            let byte = self.item(self.regs.selector)[self.regs.offset as usize];
+            self.regs.offset += 1;
+            return byte;
+        }
         match self.rest().first().copied() {
             Some(byte) => {
                 self.regs.offset += 1;
@@ -299,7 +305,8 @@ impl FwCfg {
         } else if control & dma::SKIP == 0 {
             return Ok(());
         }
-        self.regs.offset += part as u32;
+        let far = control & dma::SKIP != 0 && planted::has(Flaw::FwCfgSkip);
+        self.regs.offset += if far { length } else { part as u32 };
         Ok(())
     }
 }

@@ -21,6 +21,7 @@ use std::collections::BTreeMap;
 
 use crate::access::{IoError, Size, Space};
 use crate::device::{Action, At, Device, Env, Region, StateError, SynicCall};
+use crate::planted::{self, Flaw};
 use crate::state::{decode, encode};
 
 /// Its port.
@@ -54,7 +55,8 @@ impl HypervTestDevice {
                 if let Some(routes) = self.routes.get_mut(&processor) {
                     *routes &= !bit;
                 }
-                self.routes.retain(|_, routes| *routes != 0);
+                let empty = planted::has(Flaw::SynicRoutes);
+                self.routes.retain(|_, routes| *routes != 0 || empty);
                 return;
             }
             3 if self.routes.get(&processor).is_some_and(|routes| routes & bit != 0) => {

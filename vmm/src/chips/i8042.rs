@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::access::{IoError, Size, Space};
 use crate::device::{Action, At, Device, Env, Nanos, Region, StateError};
+use crate::planted::{self, Flaw};
 use crate::state;
 
 mod keyboard;
@@ -175,7 +176,8 @@ impl Regs {
 
     /// The host sends bytes of scan code set 2; returns how many were taken.
     fn press(&mut self, bytes: &[u8]) -> usize {
-        let taken = bytes.len().min(self.room());
+        let room = if planted::has(Flaw::KbdRoom) { usize::MAX } else { self.room() };
+        let taken = bytes.len().min(room);
         let set_1 = self.keyboard.speaks_set_1() || self.enabled(command::TRANSLATE);
         for &byte in &bytes[..taken] {
             if !set_1 {
@@ -293,7 +295,10 @@ impl Regs {
                 self.keyboard.receive(value);
                 self.busy(env, BYTE_TIME);
             }
-            Next::Ram(at) => self.ram[usize::from(at)] = value,
+            Next::Ram(at) => {
+                let first = usize::from(planted::has(Flaw::KbdRam));
+                self.ram[first + usize::from(at)] = value;
+            }
             Next::OutputPort => self.write_output_port(env, value),
             Next::KeyboardLoop => self.reply(value, status::OUTPUT_FULL),
             Next::AuxLoop => self.reply(value, status::OUTPUT_FULL | status::AUX_FULL),
@@ -415,7 +420,8 @@ impl Device for I8042 {
 
     fn reset(&mut self, _env: &mut Env<'_>) {
         let I8042 { regs } = self;
-        *regs = Regs::new();
+        let release = regs.release && planted::has(Flaw::KbdRelease);
+        *regs = Regs { release, ..Regs::new() };
     }
 
     fn save(&self) -> Vec<u8> {

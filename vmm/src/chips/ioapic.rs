@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::access::{IoError, Size, Space};
 use crate::device::{Action, At, Device, Env, Inputs, Region, StateError};
+use crate::planted::{self, Flaw};
 use crate::state::{decode, encode};
 
 /// Where a PC's is.
@@ -84,7 +85,8 @@ impl IoApic {
     /// The entry and its half that a register is.
     fn half(register: u8) -> Option<(usize, u32)> {
         let half = usize::from(register.checked_sub(REDIRECTION)?);
-        (half / 2 < LINES).then_some((half / 2, if half % 2 == 0 { 0 } else { 32 }))
+        let lines = LINES + usize::from(planted::has(Flaw::IoapicLast));
+        (half / 2 < lines).then_some((half / 2, if half % 2 == 0 { 0 } else { 32 }))
     }
 
     fn register(&self) -> u32 {
@@ -101,7 +103,9 @@ impl IoApic {
         if let Some((pin, shift)) = IoApic::half(self.select) {
             let old = self.entries[pin];
             let new = old & !(0xffff_ffff << shift) | u64::from(value) << shift;
-            let mut new = new & entry::WRITABLE | old & entry::REMOTE_IRR;
+            let writable =
+                if planted::has(Flaw::IoapicReserved) { u64::MAX } else { entry::WRITABLE };
+            let mut new = new & writable | old & entry::REMOTE_IRR;
             if new & entry::LEVEL == 0 {
                 // The end of an edge is not waited for.
                 new &= !entry::REMOTE_IRR;
@@ -172,6 +176,10 @@ impl Device for IoApic {
     }
 
     fn save(&self) -> Vec<u8> {
+        if planted::has(Flaw::IoapicIrr) {
+            let entries = self.entries.map(|entry| entry & !entry::REMOTE_IRR);
+            return encode(&IoApic { entries, ..self.clone() });
+        }
         encode(self)
     }
 

@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use self::calendar::{Alarm, Calendar, Date};
 use crate::access::{IoError, Size, Space};
 use crate::device::{At, Device, Env, Nanos, Region, SECOND, StateError};
+use crate::planted::{self, Flaw};
 use crate::ram::HOLE_START;
 use crate::state::{decode, encode};
 
@@ -98,7 +99,8 @@ struct Regs {
 impl Regs {
     #[inline]
     fn get(&self, index: usize) -> u8 {
-        self.bytes[index / 32 % 4][index % 32]
+        let quarters = if planted::has(Flaw::RtcIndex) { 8 } else { 4 };
+        self.bytes[index / 32 % quarters][index % 32]
     }
 
     #[inline]
@@ -237,6 +239,12 @@ impl Regs {
             self.flags |= B_AIE;
         }
         self.flags |= B_UIE;
+        if planted::has(Flaw::RtcSeconds) {
+            for _ in 0..seconds {
+                self.set_calendar(self.calendar().after(1));
+            }
+            return;
+        }
         self.set_calendar(was.after(seconds));
     }
 
@@ -255,7 +263,8 @@ impl Regs {
         }
         let from = self.position(self.synced);
         let periodic = self.period().filter(|_| enabled & B_PIE != 0).map(|period| {
-            let next = (ticks(from) / period + 1) * period;
+            let ahead = if planted::has(Flaw::RtcPeriod) { 0 } else { 1 };
+            let next = (ticks(from) / period + ahead) * period;
             let part = (next % HZ * TICK.0).div_ceil(TICK.1);
             (next / HZ).saturating_mul(SECOND).saturating_add(part)
         });
@@ -361,7 +370,8 @@ impl Device for Rtc {
             (0 | 1, _) => return Err(IoError::Width),
             _ => return Err(IoError::NoRegister),
         }
-        let index = usize::from(regs.index & 0x7f);
+        let mask = if planted::has(Flaw::RtcIndex) { 0xff } else { 0x7f };
+        let index = usize::from(regs.index & mask);
         let value = match index {
             A => regs.get(A) | if regs.update_in_progress(env.now()) { A_UIP } else { 0 },
             C => {
@@ -431,6 +441,9 @@ impl Device for Rtc {
 
     fn save(&self) -> Vec<u8> {
         let Rtc { regs } = self;
+        if planted::has(Flaw::RtcFlags) {
+            return encode(&Regs { flags: 0, ..regs.clone() });
+        }
         encode(regs)
     }
 

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::access::{IoError, Size, Space};
 use crate::device::{Action, At, Device, Env, Region, StateError};
+use crate::planted::{self, Flaw};
 use crate::state::{decode, encode};
 
 /// Where test guests expect the regions, in their order.
@@ -166,9 +167,11 @@ impl Device for TestDevice {
 
     fn save(&self) -> Vec<u8> {
         let TestDevice { latch, lines, memory } = self;
-        let pieces = (0u16..).zip(memory.as_chunks().0.iter().copied());
+        let saved = MEMORY / PIECE - usize::from(planted::has(Flaw::TestdevEnd));
+        let pieces = (0u16..).zip(memory.as_chunks().0.iter().copied()).take(saved);
         let pieces = pieces.filter(|(_, piece)| *piece != [0; PIECE]).collect();
-        encode(&Saved { latch: *latch, lines: *lines, pieces })
+        let mask = if planted::has(Flaw::TestdevLines) { 0xffff } else { u32::MAX };
+        encode(&Saved { latch: *latch, lines: *lines & mask, pieces })
     }
 
     fn restore(&mut self, state: &[u8]) -> Result<(), StateError> {
@@ -177,8 +180,9 @@ impl Device for TestDevice {
         if lines >> LINES != 0 {
             return Err(error("more lines than there are"));
         }
+        let most = if planted::has(Flaw::TestdevPiece) { usize::MAX } else { MEMORY / PIECE };
         if !pieces.is_sorted_by(|a, b| a.0 < b.0)
-            || pieces.last().is_some_and(|&(i, _)| usize::from(i) >= MEMORY / PIECE)
+            || pieces.last().is_some_and(|&(i, _)| usize::from(i) >= most)
             || pieces.iter().any(|(_, piece)| *piece == [0; PIECE])
         {
             return Err(error("memory out of order or out of bounds"));

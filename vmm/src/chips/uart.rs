@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::access::{IoError, Size, Space};
 use crate::device::{Action, At, Device, Env, Nanos, Region, SECOND, StateError};
+use crate::planted::{self, Flaw};
 use crate::state::{decode, encode};
 
 /// First port and GSI of a PC's first serial port.
@@ -195,7 +196,8 @@ impl Uart {
             r.len = 0;
             r.breaks = 0;
         }
-        let slot = (r.head + r.len) % FIFO;
+        let ring = if planted::has(Flaw::UartRing) { u8::MAX } else { FIFO };
+        let slot = (r.head + r.len) % ring;
         r.rx[usize::from(slot)] = byte;
         r.len += 1;
     }
@@ -218,7 +220,8 @@ impl Uart {
 
     fn clear_rx(&mut self) {
         let r = &mut self.regs;
-        (r.head, r.len, r.breaks, r.timeout) = (0, 0, 0, false);
+        let timeout = r.timeout && planted::has(Flaw::UartCleared);
+        (r.head, r.len, r.breaks, r.timeout) = (0, 0, 0, timeout);
     }
 
     /// Whether LSR shows an error: an overrun, or a break at the head of the FIFO.
@@ -354,6 +357,9 @@ impl Device for Uart {
             0 if dlab => {
                 self.sync(env);
                 self.regs.divisor = self.regs.divisor & 0xff00 | u16::from(value);
+                if planted::has(Flaw::UartDivisor) {
+                    self.regs.quiet_since += BASE_BAUD / u64::from(self.regs.divisor) / BASE_BAUD;
+                }
             }
             0 => self.transmit(env, value),
             1 if dlab => {
@@ -412,11 +418,15 @@ impl Device for Uart {
     }
 
     fn reset(&mut self, _: &mut Env<'_>) {
-        self.regs = Regs::default();
+        let scr = if planted::has(Flaw::UartScratch) { self.regs.scr } else { 0 };
+        self.regs = Regs { scr, ..Regs::default() };
     }
 
     fn save(&self) -> Vec<u8> {
         let Uart { name: _, regs } = self;
+        if planted::has(Flaw::UartThre) {
+            return encode(&Regs { thre: false, ..regs.clone() });
+        }
         encode(regs)
     }
 
@@ -429,7 +439,7 @@ impl Device for Uart {
             && r.mcr <= 0x1f
             && r.deltas <= 0xf
             && r.trigger <= if r.fifo { 3 } else { 0 }
-            && r.head < FIFO
+            && (r.head < FIFO || planted::has(Flaw::UartHead))
             && r.len <= capacity
             && r.breaks & !run.rotate_left(u32::from(r.head)) == 0
             && (!r.timeout || (r.fifo && r.len > 0));

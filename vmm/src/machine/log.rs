@@ -37,6 +37,11 @@ impl ExitLog {
         self.count += 1;
     }
 
+    /// Forgets them.
+    pub(crate) fn clear(&mut self) {
+        self.count = 0;
+    }
+
     /// Exits since the start.
     pub fn count(&self) -> u64 {
         self.count

@@ -21,7 +21,7 @@ pub use backplane::{Backplane, ManualClock, Nowhere};
 pub use error::BoardError;
 pub use interrupts::{MSI_END, MSI_START};
 pub use log::{ExitLog, Logged};
-pub use pc::{PcConfig, pc};
+pub use pc::{PcConfig, pc, populate};
 pub use slots::{IommuConfig, PCI_GSIS, PciDevice};
 
 use crate::access::{Access, Dir, IoError, Size};
@@ -52,6 +52,13 @@ impl Context {
     /// A context with nothing in it.
     pub fn new() -> Context {
         Context::default()
+    }
+
+    /// As new.
+    pub fn clear(&mut self) {
+        let Context { actions, rip, log, faults } = self;
+        (*actions, *rip, *faults) = (Actions::default(), None, [0; IoError::ALL.len()]);
+        log.clear();
     }
 
     /// Actions that devices asked for beyond what one access may: 0 unless a device is wrong.
@@ -131,6 +138,28 @@ impl Machine {
             controller: None,
             iommu: None,
         }
+    }
+
+    /// Takes every device off the board, which is then as [`Machine::new`] made it: memory, clock and
+    /// backplane stay. A fuzzer goes through boards faster than through a host's memory.
+    pub fn clear(&mut self) {
+        let Machine {
+            bus,
+            slots,
+            ram: _,
+            clock: _,
+            backplane: _,
+            lines,
+            synic,
+            pci,
+            controller,
+            iommu,
+        } = self;
+        bus.clear();
+        slots.clear();
+        *lines = Lines::default();
+        *synic = Mutex::default();
+        (*pci, *controller, *iommu) = (None, None, None);
     }
 
     /// Puts a device on the board: one base address for each of its regions, and its line's GSI.

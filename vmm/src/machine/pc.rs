@@ -46,16 +46,26 @@ pub fn pc(
     clock: Arc<dyn Clock>,
     backplane: Arc<dyn Backplane>,
 ) -> Result<Machine, BoardError> {
+    let mut pc = Machine::new(ram, clock, backplane);
+    populate(&mut pc, config)?;
+    Ok(pc)
+}
+
+/// Makes a PC of a board without devices.
+///
+/// # Errors
+/// As [`pc`].
+pub fn populate(pc: &mut Machine, config: &PcConfig) -> Result<(), BoardError> {
+    let ram_size = pc.ram().size();
     let firmware = FwCfg::new(&Standard {
-        ram_size: ram.size(),
+        ram_size,
         cpus: config.cpus,
         max_cpus: config.cpus,
         display: false,
         uuid: None,
     });
     let mut clock_chip = Rtc::new(config.unix_time);
-    clock_chip.set_memory(ram.size());
-    let mut pc = Machine::new(ram, clock, backplane);
+    clock_chip.set_memory(ram_size);
     let pm = acpi_pm::PM_BASE;
     let at = |(port, gsi): (u16, u32)| ([u64::from(port)], Some(gsi));
 
@@ -86,7 +96,7 @@ pub fn pc(
         pc.add_controller(Box::new(IoApic::new()), &[ioapic::BASE])?;
     }
     if let Some(devices) = &config.pci {
-        slots::add(&mut pc, devices, iommu.map(|iommu| Arc::new(iommu) as Arc<dyn Iommu>))?;
+        slots::add(pc, devices, iommu.map(|iommu| Arc::new(iommu) as Arc<dyn Iommu>))?;
     }
-    Ok(pc)
+    Ok(())
 }

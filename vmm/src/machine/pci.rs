@@ -15,6 +15,7 @@ use crate::bus::{DeviceId, Mapping, Route};
 use crate::chips::pci::{CONFIG, DATA_PORT, DATA_PORTS, Selected, Slot};
 use crate::device::{At, Device, Region};
 use crate::exit::Stop;
+use crate::planted::{self, Flaw};
 
 /// The base of a window that is not decoded: no register can hold it.
 const NOWHERE: u64 = u64::MAX;
@@ -188,11 +189,17 @@ impl Machine {
     ) -> u64 {
         let address = self.slots[usize::from(pci.address)].lock().device.config_address();
         let selected = address.and_then(Selected::by).filter(|selected| selected.bus == 0);
+        if planted::has(Flaw::SlotIndex)
+            && let Some(selected) = selected
+        {
+            std::hint::black_box([0u8; 64][usize::from(selected.slot.number())]);
+        }
         let function = selected.and_then(|s| Some((pci.function(s.slot)?, s.offset)));
         let Some((id, offset)) = function else { return self.unclaimed(cx, access) };
         let at = At { region: CONFIG, offset: offset + byte };
         let value = self.call(cx, id, at, access, stop);
-        if access.dir != Dir::Read {
+        let half = access.size == Size::B2 && planted::has(Flaw::BarStale);
+        if access.dir != Dir::Read && !half {
             self.follow(id, &*self.slots[usize::from(id)].lock().device);
         }
         value

@@ -6,6 +6,7 @@ use super::{Answer, BoardSpec, Effect, MAX_BYTES, Op, Step};
 use crate::access::{Access, Size, Space};
 use crate::exit::{Exit, Stop, SystemEvent};
 use crate::machine::{IommuConfig, PciDevice};
+use crate::planted::{self, Flaw};
 
 /// How much of a wrong word an error shows, in characters.
 const SHOWN: usize = 40;
@@ -98,6 +99,9 @@ impl<'a> Cursor<'a> {
                     (Some(high), Some(low)) => (high << 4 | low, 4),
                     _ => return Err(self.error(at + 1, shown(&rest[..4]), ESCAPE.to_owned())),
                 },
+                [b'\\', b'x', ..] if planted::has(Flaw::ScriptEscape) => {
+                    (rest[2] << 4 | rest[3], 4)
+                }
                 [b'\\', ..] => {
                     let found = shown(&rest[..rest.len().min(2)]);
                     return Err(self.error(at + 1, found, ESCAPE.to_owned()));
@@ -458,5 +462,8 @@ fn size(word: &[u8]) -> Option<u64> {
         [digits @ .., b'G'] => (digits, 30),
         digits => (digits, 0),
     };
+    if planted::has(Flaw::ScriptSize) {
+        return Some(number(digits)? * (1 << shift));
+    }
     number(digits)?.checked_mul(1 << shift)
 }

@@ -6,20 +6,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Answer, BoardSpec, Effect, Op};
 use crate::access::IoError;
-use crate::device::{Clock, Nanos};
+use crate::device::Nanos;
 use crate::machine::{
-    Backplane, BoardError, Context, Machine, MachineState, ManualClock, PcConfig, pc,
+    Backplane, BoardError, Context, Machine, MachineState, ManualClock, PcConfig, populate,
 };
 use crate::ram::{Backing, GuestRam, PAGE, RamError, RamTap};
 use crate::state;
 
-/// Builds a board.
-pub type Build<'a> = &'a dyn Fn(
-    &BoardSpec,
-    GuestRam,
-    Arc<dyn Clock>,
-    Arc<dyn Backplane>,
-) -> Result<Machine, BuildError>;
+/// Builds a board: puts what it has on one without devices.
+pub type Build<'a> = &'a dyn Fn(&BoardSpec, &mut Machine) -> Result<(), BuildError>;
 
 /// The most memory of a script's board. The pages that are dirty are kept track of, one bit each,
 /// so that a script alone could ask for any amount of the host's memory.
@@ -48,12 +43,7 @@ pub enum BuildError {
 ///
 /// # Errors
 /// When there is no such kind, or the board cannot be put together.
-pub fn board(
-    spec: &BoardSpec,
-    ram: GuestRam,
-    clock: Arc<dyn Clock>,
-    backplane: Arc<dyn Backplane>,
-) -> Result<Machine, BuildError> {
+pub fn board(spec: &BoardSpec, machine: &mut Machine) -> Result<(), BuildError> {
     match spec.kind.as_str() {
         "pc" => {
             let config = PcConfig {
@@ -63,7 +53,7 @@ pub fn board(
                 ioapic: spec.ioapic,
                 iommu: spec.iommu,
             };
-            Ok(pc(&config, ram, clock, backplane)?)
+            Ok(populate(machine, &config)?)
         }
         kind => Err(BuildError::Kind(kind.to_owned())),
     }
@@ -218,6 +208,8 @@ pub struct Player<'a> {
     build: Build<'a>,
     spec: BoardSpec,
     machine: Machine,
+    /// What becomes the board when this one is saved.
+    spare: Machine,
     cx: Context,
     /// Without the tap.
     ram: GuestRam,
@@ -226,6 +218,8 @@ pub struct Player<'a> {
     sink: Arc<Sink>,
     changes: Vec<(u32, u64, Vec<u8>)>,
     refusal: Option<String>,
+    /// Pages that were told, and may hold something.
+    told: Vec<u64>,
 }
 
 impl<'a> Player<'a> {
@@ -240,10 +234,48 @@ impl<'a> Player<'a> {
         let ram = GuestRam::new(spec.memory, Backing::Auto)?;
         let late = Arc::new(LateRam { ram: ram.clone(), late: Mutex::default() });
         let (clock, sink) = (Arc::new(ManualClock::default()), Arc::new(Sink::default()));
-        let machine = build(spec, ram.with_tap(late.clone()), clock.clone(), sink.clone())?;
-        let spec = spec.clone();
-        let (cx, changes, refusal) = (Context::new(), Vec::new(), None);
-        Ok(Player { build, spec, machine, cx, ram, late, clock, sink, changes, refusal })
+        let empty = || Machine::new(ram.with_tap(late.clone()), clock.clone(), sink.clone());
+        let (mut machine, spare) = (empty(), empty());
+        build(spec, &mut machine)?;
+        let (spec, cx, told) = (spec.clone(), Context::new(), Vec::new());
+        let (changes, refusal) = (Vec::new(), None);
+        Ok(Player {
+            build,
+            spec,
+            machine,
+            spare,
+            cx,
+            ram,
+            late,
+            clock,
+            sink,
+            changes,
+            refusal,
+            told,
+        })
+    }
+
+    /// The same board once more, just switched on: every device is a new one, memory is all zeros.
+    /// Costs much less than a player.
+    ///
+    /// # Errors
+    /// When it cannot be built.
+    pub fn renew(&mut self) -> Result<(), BuildError> {
+        let Player { ram, told, .. } = self;
+        ram.take_dirty(|addr| told.push(addr));
+        for addr in told.drain(..) {
+            // A page that was written is RAM.
+            let _ = ram.write(addr, &[0; PAGE as usize]);
+        }
+        ram.take_dirty(|_| {});
+        self.clock.set(0);
+        self.cx.clear();
+        self.changes.clear();
+        self.refusal = None;
+        *self.late.lock() = Late::default();
+        *self.sink.lock() = Kept::default();
+        self.machine.clear();
+        (self.build)(&self.spec, &mut self.machine)
     }
 
     /// The board.
@@ -306,15 +338,14 @@ impl<'a> Player<'a> {
         // Through bytes, as a snapshot goes.
         let bytes = state::encode(&self.machine.save());
         let state: MachineState = state::decode("machine", &bytes).map_err(|e| e.to_string())?;
-        let ram = self.ram.with_tap(self.late.clone());
-        let fresh = (self.build)(&self.spec, ram, self.clock.clone(), self.sink.clone())
-            .map_err(|e| e.to_string())?;
+        self.spare.clear();
+        (self.build)(&self.spec, &mut self.spare).map_err(|e| e.to_string())?;
         self.sink.lock().restoring = true;
-        let restored = fresh.restore(&mut self.cx, &state);
+        let restored = self.spare.restore(&mut self.cx, &state);
         self.sink.lock().restoring = false;
         restored.map_err(|e| e.to_string())?;
-        let again = fresh.save();
-        self.machine = fresh;
+        let again = self.spare.save();
+        std::mem::swap(&mut self.machine, &mut self.spare);
         match state.devices.iter().zip(&again.devices).find(|(old, new)| old != new) {
             Some(((name, _), _)) => Err(format!("device `{name}` saves another state than it had")),
             None => Ok(()),
@@ -325,9 +356,11 @@ impl<'a> Player<'a> {
     pub fn end(&mut self) -> End {
         let mut ram = Vec::new();
         let mut page = [0; PAGE as usize];
-        self.ram.take_dirty(|addr| {
+        let Player { ram: memory, told, .. } = self;
+        memory.take_dirty(|addr| {
+            told.push(addr);
             // A page that was written is RAM.
-            let _ = self.ram.read(addr, &mut page);
+            let _ = memory.read(addr, &mut page);
             let mut hasher = DefaultHasher::new();
             page.hash(&mut hasher);
             ram.push((addr, hasher.finish()));

@@ -2,6 +2,7 @@
 
 pub mod emulated;
 pub mod fetching;
+pub mod fuzz;
 pub mod lex;
 pub mod out;
 pub mod ready;

@@ -12,6 +12,7 @@ use super::CONFIG_BYTES;
 use super::msi::Msi;
 use crate::access::{IoError, Size, Space};
 use crate::device::{Action, Env, StateError};
+use crate::planted::{self, Flaw};
 
 /// Offset of the command register.
 pub const COMMAND: u64 = 0x04;
@@ -283,7 +284,8 @@ impl Config {
                     let base = &mut self.regs.bases[index];
                     let shift = if high { 32 } else { 0 };
                     let half = u64::from(merge((*base >> shift) as u32)) << shift;
-                    *base = (*base & !(0xffff_ffff << shift) | half) & bar.mask();
+                    let mask = if planted::has(Flaw::BarMask) { u64::MAX } else { bar.mask() };
+                    *base = (*base & !(0xffff_ffff << shift) | half) & mask;
                 }
             }
             LINE => self.regs.line = merge(self.regs.line.into()) as u8,

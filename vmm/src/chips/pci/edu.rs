@@ -25,6 +25,7 @@ use super::memory::BusMemory;
 use super::{CONFIG, config_region};
 use crate::access::{IoError, Size, Space};
 use crate::device::{At, Device, Env, Nanos, Region, StateError};
+use crate::planted::{self, Flaw};
 use crate::state::{decode, encode};
 
 /// How long the DMA engine is busy with a transfer, in nanoseconds.
@@ -130,6 +131,9 @@ struct Saved {
 /// The factorial of `n`, modulo 2^32. From 34 on it has 32 factors of 2.
 fn factorial(n: u32) -> u32 {
     match n {
+        _ if planted::has(Flaw::EduFactorial) => {
+            (1..=n).fold(1u32, |f, n| std::hint::black_box(f).wrapping_mul(n))
+        }
         0..34 => (1..=n).fold(1u32, u32::wrapping_mul),
         34.. => 0,
     }
@@ -163,8 +167,12 @@ impl Edu {
     /// What `at` in the buffer and the transfer's length are as a range of it.
     fn range(&self, at: u64) -> Option<std::ops::Range<usize>> {
         let start = usize::try_from(at.checked_sub(BUFFER)?).ok()?;
-        let end = start.checked_add(usize::try_from(self.regs.length).ok()?)?;
-        (end <= BUFFER_BYTES).then_some(start..end)
+        let length = usize::try_from(self.regs.length).ok()?;
+        let end = match planted::has(Flaw::EduWrap) {
+            true => start + length,
+            false => start.checked_add(length)?,
+        };
+        (end <= BUFFER_BYTES || planted::has(Flaw::EduBounds)).then_some(start..end)
     }
 
     fn transfer(&mut self, env: &mut Env<'_>) {
@@ -323,13 +331,16 @@ impl Device for Edu {
         self.catch_up(env);
         let Edu { config, memory: _, regs, buffer } = self;
         config.reset();
-        *regs = Regs::default();
+        let busy = regs.busy.filter(|_| planted::has(Flaw::EduBusy));
+        *regs = Regs { busy, ..Regs::default() };
         buffer.fill(0);
     }
 
     fn save(&self) -> Vec<u8> {
         let Edu { config, memory: _, regs, buffer } = self;
         let used = buffer.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
+        let first = buffer.iter().position(|&byte| byte == 0);
+        let used = first.filter(|_| planted::has(Flaw::EduBuffer)).unwrap_or(used);
         let config = config.registers().clone();
         encode(&Saved { config, regs: regs.clone(), buffer: buffer[..used].to_vec() })
     }

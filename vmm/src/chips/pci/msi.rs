@@ -12,6 +12,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::planted::{self, Flaw};
+
 /// Capability ID (appendix H).
 const ID: u32 = 0x05;
 /// In message control: messages are used.
@@ -89,8 +91,9 @@ impl Msi {
             0 => {
                 let control = value >> 16;
                 self.enabled = control & ENABLE != 0;
+                let most = if planted::has(Flaw::MsiAllowed) { 7 } else { most };
                 self.allowed = (control >> ALLOWED & 7).min(most.into()) as u8;
-                if !self.enabled {
+                if !self.enabled && !planted::has(Flaw::MsiPending) {
                     self.pending = 0;
                 }
             }

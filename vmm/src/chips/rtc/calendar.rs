@@ -1,5 +1,7 @@
 //! The calendar behind the clock's registers: bytes to a time of day and a date, and forward.
 
+use crate::planted::{self, Flaw};
+
 /// Seconds of a day.
 pub const DAY: u64 = 86_400;
 /// Days of 10,000 years, after which the four digits of the year begin anew: 25 times the 400
@@ -52,7 +54,8 @@ fn days_of(year: u64, month: u64) -> u64 {
 impl Date {
     /// The nearest date to these numbers: each is brought into its range.
     pub fn nearest(year: u64, month: u64, day: u64) -> Date {
-        let (year, month) = (year.min(9999), month.clamp(1, 12));
+        let months = if planted::has(Flaw::RtcMonth) { u64::MAX } else { 12 };
+        let (year, month) = (year.min(9999), month.clamp(1, months));
         Date { year, month, day: day.clamp(1, days_of(year, month)) }
     }
 

@@ -3,14 +3,11 @@
 mod session;
 mod text;
 
-use std::sync::Arc;
-
 use super::BoardSpec;
 use super::replay::BuildError;
 use crate::access::{IoError, Size, Space};
-use crate::device::{Action, At, Clock, Device, Env, Nanos, Region, StateError};
-use crate::machine::{Backplane, Machine};
-use crate::ram::GuestRam;
+use crate::device::{Action, At, Device, Env, Nanos, Region, StateError};
+use crate::machine::Machine;
 use crate::state;
 
 /// Port of [`Toy`]'s first register.
@@ -97,13 +94,6 @@ impl Device for Toy {
 }
 
 /// A board with a [`Toy`] on GSI 5.
-pub(super) fn toys(
-    _: &BoardSpec,
-    ram: GuestRam,
-    clock: Arc<dyn Clock>,
-    backplane: Arc<dyn Backplane>,
-) -> Result<Machine, BuildError> {
-    let mut machine = Machine::new(ram, clock, backplane);
-    machine.add(Box::new(Toy::default()), &[TOY], Some(5))?;
-    Ok(machine)
+pub(super) fn toys(_: &BoardSpec, machine: &mut Machine) -> Result<(), BuildError> {
+    Ok(machine.add(Box::new(Toy::default()), &[TOY], Some(5))?)
 }

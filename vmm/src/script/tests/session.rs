@@ -132,7 +132,8 @@ fn rig() -> Rig {
     let ram = GuestRam::new(spec.memory, Backing::Auto).expect("2 MiB");
     let clock = Arc::new(Ticking::default());
     let (clock, backplane) = recorder.wrap(clock, Arc::new(Nowhere));
-    let machine = toys(&spec, recorder.wrap_ram(&ram), clock, backplane).expect("a board");
+    let mut machine = Machine::new(recorder.wrap_ram(&ram), clock, backplane);
+    toys(&spec, &mut machine).expect("a board");
     Rig { file, recorder, ram, machine }
 }
 
@@ -367,4 +368,27 @@ fn a_player_shows_its_board() {
     let end = player.end();
     assert_eq!(end.ram.len(), 1);
     assert_eq!(end.ram[0].0, 0x5000);
+}
+
+#[test]
+fn a_player_that_was_used_begins_anew() {
+    let mut player = Player::new(&BoardSpec::default(), &toys).expect("a board");
+    let new = player.end();
+    for used_before in [false, true] {
+        player.step(&Op::Ram { addr: 0x5000, bytes: vec![0xff; 4], after: 0 });
+        player.step(&Op::io(Access::write(Space::Port, TOY, Size::B4, 5)));
+        player.step(&Op::Advance(7));
+        assert!(player.step(&Op::Timer).effects.contains(&Effect::Line { gsi: 5, level: true }));
+        player.step(&Op::Ram { addr: 0x6000, bytes: vec![1], after: 3 });
+        if used_before {
+            assert_ne!(player.end(), new);
+        }
+        player.renew().expect("a board");
+        assert_eq!((player.end(), player.machine().line(5)), (new.clone(), false));
+        let fetch = player.step(&Op::io(Access::write(Space::Port, TOY + 4, Size::B4, 0x5000)));
+        assert!(fetch.effects.is_empty());
+        let fetched = player.step(&Op::io(Access::read(Space::Port, TOY + 4, Size::B4)));
+        assert_eq!(fetched.answer, Answer::Value(0x1_0000), "memory was all zeros");
+        player.renew().expect("a board");
+    }
 }

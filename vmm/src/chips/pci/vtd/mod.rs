@@ -25,6 +25,7 @@ use super::Slot;
 use super::memory::Iommu;
 use crate::access::{IoError, Size, Space};
 use crate::device::{Action, At, Device, Env, Region, StateError};
+use crate::planted::{self, Flaw};
 use crate::state::{decode, encode};
 
 /// Where a PC's is.
@@ -322,7 +323,8 @@ impl Unit {
             }
             0x38..0x44 => self.fault_event.write(env, at - 0x38, value),
             reg::QUEUE_TAIL => {
-                self.queue_tail = u64::from(value) & queue::INDEX;
+                let index = if planted::has(Flaw::VtdTail) { u64::MAX } else { queue::INDEX };
+                self.queue_tail = u64::from(value) & index;
                 self.run_queue(env);
             }
             0x90 | 0x94 => self.queue = half(self.queue) & !0xff8,
@@ -342,7 +344,7 @@ impl Unit {
             _ => {}
         }
         // Nothing is cached: what is asked for is done, and as finely as it was asked for.
-        if self.context & INVALIDATE != 0 {
+        if self.context & INVALIDATE != 0 && !planted::has(Flaw::VtdStuck) {
             let asked = self.context >> 61 & 3;
             self.context = self.context & !INVALIDATE & !(3 << 59) | asked << 59;
         }
@@ -430,7 +432,9 @@ impl Device for Vtd {
     }
 
     fn reset(&mut self, _: &mut Env<'_>) {
-        *self.lock() = Unit::new();
+        let mut unit = self.lock();
+        let completed = unit.completed && planted::has(Flaw::VtdCompleted);
+        *unit = Unit { completed, ..Unit::new() };
     }
 
     fn save(&self) -> Vec<u8> {

@@ -2,6 +2,7 @@
 
 use super::{Unit, faults, status};
 use crate::device::Env;
+use crate::planted::{self, Flaw};
 
 /// The bits of head and tail: descriptors have 16 bytes, and there are 32768 at most.
 pub(super) const INDEX: u64 = 0x7_fff0;
@@ -21,7 +22,8 @@ impl Unit {
     pub(super) fn run_queue(&mut self, env: &mut Env<'_>) {
         // As many as the queue has room for, so a tail that is never reached ends it, too.
         let bytes = 4096u64 << (self.queue & 7);
-        for _ in 0..bytes / 16 {
+        let most = if planted::has(Flaw::VtdQueue) { u64::MAX } else { bytes / 16 };
+        for _ in 0..most {
             let stopped = !self.is(status::QUEUE) || self.faults & faults::QUEUE != 0;
             if stopped || self.queue_head == self.queue_tail {
                 return;
@@ -61,7 +63,7 @@ impl Unit {
                 }
                 true
             }
-            _ => false,
+            _ => planted::has(Flaw::VtdQueue),
         }
     }
 }

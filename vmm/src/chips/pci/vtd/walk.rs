@@ -2,6 +2,7 @@
 
 use super::{ADDRESS_WIDTH, Slot, Unit, status};
 use crate::device::Env;
+use crate::planted::{self, Flaw};
 
 /// Why a request is refused (7.1.3, table 25: legacy mode).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,6 +102,7 @@ impl Unit {
         let levels = match (high & 7, low >> 2 & 3) {
             (1, 0) => 3,
             (2, 0) => 4,
+            (width, 0) if planted::has(Flaw::VtdLevels) => width + 2,
             (1 | 2, 2) => return Ok((address, u64::MAX - address)),
             _ => return Err((Reason::ContextInvalid, recorded)),
         };

@@ -1,0 +1,3 @@
+//! libFuzzer on the target `acpi`.
+#![no_main]
+fuzz::target!("acpi");

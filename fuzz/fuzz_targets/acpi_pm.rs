@@ -1,0 +1,3 @@
+//! libFuzzer on the target `acpi-pm`.
+#![no_main]
+fuzz::target!("acpi-pm");

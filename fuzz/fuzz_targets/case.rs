@@ -1,0 +1,3 @@
+//! libFuzzer on the target `case`.
+#![no_main]
+fuzz::target!("case");

@@ -1,0 +1,3 @@
+//! libFuzzer on the target `edu`.
+#![no_main]
+fuzz::target!("edu");

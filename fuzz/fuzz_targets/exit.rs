@@ -1,0 +1,3 @@
+//! libFuzzer on the target `exit`.
+#![no_main]
+fuzz::target!("exit");

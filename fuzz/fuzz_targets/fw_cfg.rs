@@ -1,0 +1,3 @@
+//! libFuzzer on the target `fw-cfg`.
+#![no_main]
+fuzz::target!("fw-cfg");

@@ -1,0 +1,3 @@
+//! libFuzzer on the target `hyperv-testdev`.
+#![no_main]
+fuzz::target!("hyperv-testdev");

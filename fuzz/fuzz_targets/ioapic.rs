@@ -1,0 +1,3 @@
+//! libFuzzer on the target `ioapic`.
+#![no_main]
+fuzz::target!("ioapic");

@@ -1,0 +1,3 @@
+//! libFuzzer on the target `loader`.
+#![no_main]
+fuzz::target!("loader");

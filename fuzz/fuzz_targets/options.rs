@@ -1,0 +1,3 @@
+//! libFuzzer on the target `options`.
+#![no_main]
+fuzz::target!("options");

@@ -1,0 +1,3 @@
+//! libFuzzer on the target `payload`.
+#![no_main]
+fuzz::target!("payload");

@@ -1,0 +1,3 @@
+//! libFuzzer on the target `post`.
+#![no_main]
+fuzz::target!("post");

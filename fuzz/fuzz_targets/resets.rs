@@ -1,0 +1,3 @@
+//! libFuzzer on the target `resets`.
+#![no_main]
+fuzz::target!("resets");

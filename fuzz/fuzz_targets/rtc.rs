@@ -1,0 +1,3 @@
+//! libFuzzer on the target `rtc`.
+#![no_main]
+fuzz::target!("rtc");

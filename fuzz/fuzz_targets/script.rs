@@ -1,0 +1,3 @@
+//! libFuzzer on the target `script`.
+#![no_main]
+fuzz::target!("script");

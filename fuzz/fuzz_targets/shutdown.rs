@@ -1,0 +1,3 @@
+//! libFuzzer on the target `shutdown`.
+#![no_main]
+fuzz::target!("shutdown");

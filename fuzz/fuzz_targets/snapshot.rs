@@ -1,0 +1,3 @@
+//! libFuzzer on the target `snapshot`.
+#![no_main]
+fuzz::target!("snapshot");

@@ -1,0 +1,3 @@
+//! libFuzzer on the target `testdev`.
+#![no_main]
+fuzz::target!("testdev");

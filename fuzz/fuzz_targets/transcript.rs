@@ -1,0 +1,3 @@
+//! libFuzzer on the target `transcript`.
+#![no_main]
+fuzz::target!("transcript");

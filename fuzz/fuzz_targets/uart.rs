@@ -1,0 +1,3 @@
+//! libFuzzer on the target `uart`.
+#![no_main]
+fuzz::target!("uart");

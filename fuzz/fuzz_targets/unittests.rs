@@ -1,0 +1,3 @@
+//! libFuzzer on the target `unittests`.
+#![no_main]
+fuzz::target!("unittests");

@@ -1,0 +1,3 @@
+//! libFuzzer on the target `vtd`.
+#![no_main]
+fuzz::target!("vtd");

@@ -1,0 +1,71 @@
+//! What once went wrong, as files: `fuzz/regressions/DEVICE/WHAT.script`, and `TARGET/WHAT.input` for a
+//! target whose inputs are no scripts.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use vmm::script::parse;
+use vmm::script::replay::check;
+
+use crate::judge;
+use crate::oracles::{self, Restores};
+use crate::targets;
+
+/// A regression that has come back, or cannot be played.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{file}: {what}")]
+pub struct Back {
+    /// The file.
+    pub file: String,
+    /// What is wrong.
+    pub what: String,
+}
+
+/// The regressions in `dir` and in the directories in it, in the order of their names.
+///
+/// # Errors
+/// When a directory cannot be read.
+pub fn files(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        let ends = |end: &str| path.extension().is_some_and(|extension| extension == end);
+        if path.is_dir() {
+            found.extend(files(&path)?);
+        } else if ends("script") || ends("input") {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Plays one: against every law, with a save after each operation, and against what it expects itself.
+///
+/// # Errors
+/// What is wrong, if something is.
+pub fn play(path: &Path) -> Result<(), Back> {
+    let back = |what: String| Back { file: path.display().to_string(), what };
+    let bytes = fs::read(path).map_err(|e| back(format!("cannot be read: {e}")))?;
+    if path.extension().is_some_and(|extension| extension == "input") {
+        let owner = path.parent().and_then(Path::file_name).and_then(|name| name.to_str());
+        let target = owner.and_then(targets::named).ok_or_else(|| {
+            back("lies in no target's directory; move it to fuzz/regressions/TARGET".to_owned())
+        })?;
+        let found = judge::input(target, &bytes);
+        return found.map_or(Ok(()), |found| Err(back(found.message)));
+    }
+    let script = parse(&bytes).map_err(|e| back(e.to_string()))?;
+    let board = targets::board(script.board.clone());
+    let trace = oracles::check(&script, &board, Restores::Each).map_err(|v| back(v.to_string()))?;
+    check(&script, &trace).map_err(|d| back(format!("operation {}: {d}", d.step + 1)))
+}
+
+/// Plays all in `dir`; how many there are, and which are back.
+///
+/// # Errors
+/// When a directory cannot be read.
+pub fn play_all(dir: &Path) -> std::io::Result<(usize, Vec<Back>)> {
+    let files = files(dir)?;
+    Ok((files.len(), files.iter().filter_map(|file| play(file).err()).collect()))
+}

@@ -1,0 +1,260 @@
+//! Boards: the whole PC, and one for each chip that holds the chip and what it cannot be without.
+
+use std::sync::Arc;
+
+use vmm::access::{Access, Space};
+use vmm::chips::acpi_pm::{self, AcpiPm, TimerWidth};
+use vmm::chips::exit::{self, DebugExit};
+use vmm::chips::fw_cfg::{self, FwCfg, Standard};
+use vmm::chips::hyperv_testdev::{self, HypervTestDevice};
+use vmm::chips::i8042::{self, I8042};
+use vmm::chips::ioapic::{self, IoApic};
+use vmm::chips::pci::Slot;
+use vmm::chips::pci::bridge::{self, HostBridge};
+use vmm::chips::pci::config::{Placement, Shape};
+use vmm::chips::pci::edu::{self, Edu};
+use vmm::chips::pci::memory::{BusMemory, Iommu};
+use vmm::chips::pci::testdev::{self as pci_testdev, PciTestDevice};
+use vmm::chips::pci::vtd::{self, Vtd};
+use vmm::chips::post::{self, PostPort};
+use vmm::chips::resets::{self, Port92, ResetControl};
+use vmm::chips::rtc::{self, Rtc};
+use vmm::chips::shutdown::{self, ShutdownPort};
+use vmm::chips::testdev::{self, TestDevice};
+use vmm::chips::uart::{self, Uart};
+use vmm::exit::{Exit, Stop};
+use vmm::machine::{BoardError, IommuConfig, Machine, PCI_GSIS, PciDevice};
+use vmm::ram::MIN_SIZE;
+use vmm::script::replay::Outcome;
+use vmm::script::{Answer, BoardSpec, Effect, Op};
+
+use super::pins::{self, Pins};
+use super::{Put, Subject, Target};
+
+/// A target about what `put` puts on a board.
+macro_rules! chip {
+    ($name:ident, $text:literal, $about:literal, [$($source:literal),+], $floor:literal $uncovered:literal,
+        canary: $canary:expr, $put:expr) => {
+        #[doc = concat!("Target `", $text, "`.")]
+        pub static $name: Target = Target {
+            name: $text,
+            about: $about,
+            subject: Subject::Board {
+                spec: || BoardSpec { kind: $text.to_owned(), ..BoardSpec::default() },
+                put: $put,
+                canary: $canary,
+            },
+            sources: &[$(concat!("vmm/src/chips/", $source)),+],
+            floor: $floor,
+            uncovered: $uncovered,
+            words: &[b"Shutdown"],
+            seeds: Vec::new,
+        };
+    };
+}
+
+/// Target `board`: the PC that the `vmm` program has, with the least memory.
+pub static BOARD: Target = Target {
+    name: "board",
+    about: "the PC board with its fixed chips",
+    subject: Subject::Board {
+        spec: BoardSpec::default,
+        put: NOTHING,
+        canary: |_, outcome| outcome.answer == Answer::Stop(Stop::PowerOff),
+    },
+    sources: &["vmm/src/machine/mod.rs", "vmm/src/machine/synic.rs", "vmm/src/bus.rs"],
+    floor: 75,
+    uncovered: "what is asked of a board while it is put together",
+    words: &[b"Shutdown"],
+    seeds: Vec::new,
+};
+
+/// Target `pci`: the same with an I/O APIC, an IOMMU, a PCI bus and every device that goes there.
+pub static PCI: Target = Target {
+    name: "pci",
+    about: "the PC board with an I/O APIC, an IOMMU and a PCI bus",
+    subject: Subject::Board {
+        spec: || {
+            // What the I/O APIC waits for is then a function of its registers alone.
+            let iommu = Some(IommuConfig { interrupts: false });
+            let pci = Some(PciDevice::ALL.to_vec());
+            BoardSpec { pci, ioapic: true, iommu, ..BoardSpec::default() }
+        },
+        put: NOTHING,
+        canary: moved,
+    },
+    sources: &["vmm/src/machine/pci.rs", "vmm/src/machine/interrupts.rs"],
+    floor: 75,
+    uncovered: "what is asked of a board while it is put together",
+    words: &[b"Shutdown"],
+    seeds: Vec::new,
+};
+
+const NOTHING: Put = |_| Ok(());
+
+fn has(outcome: &Outcome, what: fn(&Effect) -> bool) -> bool {
+    outcome.effects.iter().any(what)
+}
+
+fn access(op: &Op) -> Option<Access> {
+    match op {
+        Op::Exit { exit: Exit::Io(access), .. } => Some(*access),
+        _ => None,
+    }
+}
+
+/// A base address register of a function was moved, and something answers there.
+fn moved(op: &Op, outcome: &Outcome) -> bool {
+    let placed = 0xe000_0000..0xe020_0000;
+    match (access(op), outcome.answer) {
+        (Some(Access { space: Space::Mmio, addr, size, .. }), Answer::Value(value)) => {
+            !placed.contains(&addr)
+                && value != size.mask()
+                && !(0xfec0_0000..1 << 32).contains(&addr)
+        }
+        _ => false,
+    }
+}
+
+fn high(outcome: &Outcome) -> bool {
+    has(outcome, |effect| matches!(effect, Effect::Line { level: true, .. }))
+}
+
+fn port(port: u16) -> [u64; 1] {
+    [u64::from(port)]
+}
+
+chip!(UART, "uart", "a 16550 at COM1", ["uart.rs"], 95 "",
+    canary: |op, outcome| *op == Op::Timer && high(outcome),
+    |m| m.add(Box::new(Uart::new("com1")), &port(uart::COM1.0), Some(uart::COM1.1)));
+
+chip!(RTC, "rtc", "the clock with its battery's memory", ["rtc.rs", "rtc/calendar.rs"], 90 "",
+canary: |op, outcome| *op == Op::Timer && high(outcome),
+|m| {
+    let mut chip = Rtc::new(0);
+    chip.set_memory(MIN_SIZE);
+    m.add(Box::new(chip), &port(rtc::BASE), Some(rtc::GSI))
+});
+
+chip!(I8042, "i8042", "the keyboard controller with its keyboard", ["i8042.rs", "i8042/keyboard.rs"],
+90 "",
+canary: |_, outcome| high(outcome),
+|m| {
+    let places = [i8042::DATA_PORT, i8042::COMMAND_PORT];
+    m.add(Box::new(I8042::new()), &places, Some(i8042::GSI))
+});
+
+chip!(ACPI_PM, "acpi-pm", "ACPI's fixed power management", ["acpi_pm.rs"], 90 "",
+canary: |_, outcome| matches!(outcome.answer, Answer::Stop(Stop::Sleep(_))),
+|m| {
+    let pm = acpi_pm::PM_BASE;
+    let places = [pm, pm + 4, pm + 8, acpi_pm::SMI_PORT];
+    m.add(Box::new(AcpiPm::new(TimerWidth::Bits24)), &places, Some(acpi_pm::GSI))
+});
+
+chip!(FW_CFG, "fw-cfg", "fw_cfg with its DMA", ["fw_cfg.rs"], 80
+"what is asked of it while a machine is put together: items and files that are refused",
+// A byte of a file.
+    canary: |_, outcome| outcome.answer == Answer::Value(0x5a),
+    |m| {
+    let standard = Standard { ram_size: MIN_SIZE, cpus: 1, max_cpus: 1, display: false, uuid: None };
+    let mut chip = FwCfg::new(&standard);
+    chip.add_file("opt/exitlab", vec![0x5a; 300]).expect("an empty directory has room");
+    m.add(Box::new(chip), &[fw_cfg::SELECTOR_PORT, fw_cfg::DMA_PORT], None)
+});
+
+chip!(POST, "post", "the port of POST codes", ["post.rs"], 90 "",
+    canary: |_, outcome| outcome.answer == Answer::Value(0x80),
+    |m| m.add(Box::new(PostPort::default()), &port(post::BASE), None));
+
+chip!(RESETS, "resets", "port 0x92 and the reset control register", ["resets.rs"], 90 "",
+canary: |_, outcome| outcome.answer == Answer::Stop(Stop::Reset),
+|m| {
+    m.add(Box::new(Port92::new()), &port(resets::PORT92), None)?;
+    m.add(Box::new(ResetControl::default()), &port(resets::RESET_CONTROL), None)
+});
+
+chip!(EXIT, "exit", "the port that ends the VM", ["exit.rs"], 90 "",
+    canary: |_, outcome| outcome.answer == Answer::Stop(Stop::Exit(0x55)),
+    |m| m.add(Box::new(DebugExit), &port(exit::BASE), None));
+
+chip!(SHUTDOWN, "shutdown", "the port that takes the word `Shutdown`", ["shutdown.rs"], 90 "",
+    canary: |_, outcome| outcome.answer == Answer::Stop(Stop::PowerOff),
+    |m| m.add(Box::new(ShutdownPort::default()), &port(shutdown::BASE), None));
+
+chip!(HYPERV_TESTDEV, "hyperv-testdev", "the test device of Hyper-V's messages and events",
+    ["hyperv_testdev.rs"], 90 "",
+    canary: |_, outcome| has(outcome, |e| matches!(e, Effect::Sint { .. })),
+    |m| m.add(Box::new(HypervTestDevice::default()), &port(hyperv_testdev::BASE), None));
+
+chip!(TESTDEV, "testdev", "the test device of kvm-unit-tests", ["testdev.rs"], 90 "",
+    canary: |_, outcome| has(outcome, |e| matches!(e, Effect::Remap(_))),
+    |m| m.add(Box::new(TestDevice::new()), &testdev::BASES, None));
+
+chip!(IOAPIC, "ioapic", "an I/O APIC whose lines a guest drives", ["ioapic.rs"], 90 "",
+canary: |_, outcome| has(outcome, |e| matches!(e, Effect::AwaitEnd { .. })),
+|m| {
+    m.add(Box::new(Pins::default()), &[pins::PORT], None)?;
+    m.add_controller(Box::new(IoApic::new()), &[ioapic::BASE])
+});
+
+chip!(VTD, "vtd", "an IOMMU between the edu device, an I/O APIC and memory",
+["pci/vtd/mod.rs", "pci/vtd/queue.rs", "pci/vtd/remap.rs", "pci/vtd/walk.rs", "pci/memory.rs"], 85 "what takes tables, queues and devices that agree with each other",
+// Translation is on.
+canary: |op, outcome| match (access(op), outcome.answer) {
+    (Some(Access { addr, size, .. }), Answer::Value(value)) => {
+        addr + size.bytes() == vtd::BASE + 0x20 && value >> (size.bytes() * 8 - 1) == 1
+    }
+    _ => false,
+},
+|m| {
+    let unit = Vtd::new(false);
+    m.add_iommu(Box::new(unit.clone()), &[vtd::BASE], Arc::new(unit.clone()))?;
+    m.add(Box::new(Pins::default()), &[pins::PORT], None)?;
+    m.add_controller(Box::new(IoApic::new()), &[ioapic::BASE])?;
+    bus(m, Some(Arc::new(unit)), &[PciDevice::Edu])
+});
+
+chip!(PCI_CONFIG, "pci-config", "PCI configuration space, with base addresses that move",
+    ["pci/config.rs", "pci/mod.rs", "pci/bridge.rs", "pci/msi.rs"], 85 "what takes tables, queues and devices that agree with each other",
+    canary: moved,
+    |m| bus(m, None, &PciDevice::ALL));
+
+chip!(PCI_TESTDEV, "pci-testdev", "the test device on a PCI bus", ["pci/testdev.rs"], 85 "what takes tables, queues and devices that agree with each other",
+    canary: moved,
+    |m| bus(m, None, &[PciDevice::TestDevice]));
+
+chip!(EDU, "edu", "the edu device: factorials, DMA and interrupts", ["pci/edu.rs"], 90 "",
+    canary: |_, outcome| high(outcome),
+    |m| bus(m, None, &[PciDevice::Edu]));
+
+/// A PCI bus with these devices, from slot 3 on as on a PC.
+fn bus(
+    m: &mut Machine,
+    iommu: Option<Arc<dyn Iommu>>,
+    devices: &[PciDevice],
+) -> Result<(), BoardError> {
+    let address = ResetControl::default();
+    m.add(Box::new(address), &port(resets::RESET_CONTROL), None)?;
+    m.add_pci("reset-control")?;
+    m.add_function(Box::new(HostBridge::new()), bridge::SLOT, None)?;
+    let (mut ports, mut memory) = (0xc000, 0xe000_0000);
+    for (number, device) in (3..).zip(devices) {
+        let slot = Slot::new(number, 0);
+        let gsi = PCI_GSIS[usize::from(number % 4)];
+        let mut place =
+            |shape: &Shape| Placement::assign(shape, gsi as u8, &mut ports, &mut memory);
+        match device {
+            PciDevice::TestDevice => {
+                let placement = Placement { line: 0, ..place(&pci_testdev::SHAPE) };
+                m.add_function(Box::new(PciTestDevice::new(placement)), slot, None)?;
+            }
+            PciDevice::Edu => {
+                let memory = BusMemory::new(slot, iommu.clone());
+                let edu = Edu::new(memory, place(&edu::SHAPE));
+                m.add_function(Box::new(edu), slot, Some(gsi))?;
+            }
+        }
+    }
+    Ok(())
+}

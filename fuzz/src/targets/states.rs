@@ -1,0 +1,57 @@
+//! Saved states, as a snapshot's reader meets them.
+
+use vmm::machine::MachineState;
+use vmm::script::{BoardSpec, Op};
+use vmm::state;
+
+use super::{Said, Subject, Target};
+use crate::rig;
+
+pub static SNAPSHOT: Target = Target {
+    name: "snapshot",
+    about: "a board's saved state, with bytes of it changed",
+    subject: Subject::Bytes { check, canary: |b| b.len() > 16 && check(b).is_ok() },
+    sources: &["vmm/src/state.rs"],
+    floor: 80,
+    uncovered: "the tests of the module",
+    words: &[b"com1", b"rtc", b"i8042", b"acpi-pm", b"fw-cfg", b"testdev"],
+    seeds: Vec::new,
+};
+
+/// The input's first two bytes choose a device; what follows are changes to its state, 4 bytes each,
+/// and what the state is cut off to. Whether the board takes it back.
+fn check(bytes: &[u8]) -> Said {
+    let (&which, rest) = bytes.split_first().unwrap_or((&0, &[]));
+    rig::with(BoardSpec::default, |rig| {
+        let mut player = rig.take();
+        let mut saved = player.machine().save();
+        let at = usize::from(which) % saved.devices.len();
+        let state = &mut saved.devices[at].1;
+        for change in rest.as_chunks::<4>().0 {
+            let [low, high, how, value] = *change;
+            let at = (usize::from(low) | usize::from(high) << 8) % state.len().max(1);
+            match (how % 4, state.get_mut(at)) {
+                (0 | 1, Some(byte)) => *byte = value,
+                (2, Some(byte)) => *byte ^= 1 << (value & 7),
+                (_, _) if how & 0x80 == 0 => state.insert(at.min(state.len()), value),
+                (_, _) => state.truncate(at),
+            }
+        }
+        // Through bytes, as a file would have it.
+        let encoded = state::encode(&saved);
+        let saved: MachineState = state::decode("machine", &encoded).expect("what was encoded");
+        let mut cx = vmm::machine::Context::new();
+        if let Err(e) = player.machine().restore(&mut cx, &saved) {
+            rig.give_back(player);
+            return Err(e.to_string());
+        }
+        // What is taken is a state like any other: it is saved as it was, and goes on.
+        let again = player.machine().save();
+        assert_eq!(again.devices[at], saved.devices[at], "what is restored is saved again");
+        for op in [Op::Timer, Op::Advance(1 << 40), Op::Timer, Op::SaveRestore, Op::Reset] {
+            player.step(&op);
+        }
+        rig.give_back(player);
+        Ok(())
+    })
+}

@@ -1,0 +1,295 @@
+//! What people and files say in words.
+
+use testcases::kut::config;
+use testcases::load;
+use testcases::transcript::{Report, Transcript};
+use vmm::boot::Protocol;
+use vmm::cpuid::CpuModel;
+use vmm::hyperv::Enlightenments;
+use vmm::launch::Serial;
+use vmm::machine::PciDevice;
+use vmm::script::parse;
+use vmm::units;
+
+use super::{Said, Subject, Target};
+
+pub static SCRIPT: Target = Target {
+    name: "script",
+    about: "the text form of scripts",
+    subject: Subject::Bytes {
+        check: script,
+        canary: |b| parse(b).is_ok_and(|s| s.steps.len() > 1),
+    },
+    sources: &["vmm/src/script/parse.rs", "vmm/src/script/cursor.rs", "vmm/src/script/text.rs"],
+    floor: 60,
+    uncovered: "each word of the language takes its own; the words that a minute did not put together",
+    words: &[
+        b"# exitlab script 1\n",
+        b"machine pc\n",
+        b"machine pc memory=2M cpus=1 unix-time=0\n",
+        b"effects listed\n",
+        b"hlt\n",
+        b"in 0x3f8 1 -> 0x0\n",
+        b"out 0x3f8 1 0x41\n",
+        b"read 0xfee00000 4\n",
+        b"write 0x1000 8 0x1\n",
+        b"ram 0x1000 0011\n",
+        b"after 1",
+        b"input com1 \"a\\x00\"\n",
+        b"advance 1000\n",
+        b"timer\n",
+        b"save-restore -> ok\n",
+        b"reset\n",
+        b"cpu 0\n",
+        b"line 4 high\n",
+        b"output com1 \"A\"\n",
+        b"deadline 600\n",
+        b"remap 0x1000\n",
+        b"-> stop halted\n",
+        b"rdmsr 0x10\n",
+        b"wrmsr 0x10 0x0\n",
+        b"hypercall 0x1 0x0 0x0 0x0\n",
+        b"shutdown\n",
+        b" -> ",
+        b"\n",
+        b"0x",
+        b"\"",
+    ],
+    seeds: || {
+        vec![include_bytes!("../../regressions/board/edges-of-the-address-spaces.script").to_vec()]
+    },
+};
+
+pub static OPTIONS: Target = Target {
+    name: "options",
+    about: "values of the command line: sizes, times, processors, devices, protocols",
+    subject: Subject::Bytes {
+        check: options,
+        canary: |b| b.first().is_some_and(|b| b % 7 == 3) && options(b).is_ok(),
+    },
+    sources: &["vmm/src/units.rs", "vmm/src/boot/protocol.rs", "vmm/src/cpuid/model.rs"],
+    floor: 70,
+    uncovered: "what is made of a model once it is read",
+    words: &[
+        b"10s",
+        b"500ms",
+        b"256M",
+        b"4G",
+        b"flat:",
+        b"flat:0x7c00:real16",
+        b"pvh",
+        b"multiboot",
+        b"elf",
+        b"auto",
+        b"pci-testdev",
+        b"edu",
+        b"stdio",
+        b"null",
+        b"file:x",
+        b"all",
+        b"enforce",
+        b"hv-time",
+        b"+",
+        b"-",
+        b"=",
+        b",",
+        b":",
+        b"host",
+        b"max",
+        b"x2apic",
+        b"sse2",
+        b"avx",
+        b"level=",
+        b"vendor=",
+        b"family=",
+        b"model=",
+        b"stepping=",
+    ],
+    seeds: Vec::new,
+};
+
+pub static CASE: Target = Target {
+    name: "case",
+    about: "case files",
+    subject: Subject::Bytes { check: case, canary: |b| case(b).is_ok() },
+    sources: &[
+        "testcases/src/load.rs",
+        "testcases/src/case/spec.rs",
+        "testcases/src/case/machine.rs",
+    ],
+    floor: 40,
+    uncovered: "what reads directories, and what becomes of a case that was read",
+    words: &[
+        b"about = \"x\"\n",
+        b"payload = \"boot::long_mode\"\n",
+        b"timeout = \"10s\"\n",
+        b"needs = []\n",
+        b"needs = [\"cpuid:x2apic\"]\n",
+        b"covers = []\n",
+        b"covers = [\"exit:KVM_EXIT_MMIO\"]\n",
+        b"[machine]\n",
+        b"vcpus = 2\n",
+        b"memory = \"64M\"\n",
+        b"lab = true\n",
+        b"[variant.a]\n",
+        b"machine.vcpus = 2\n",
+        b"known_bug = \"x\"\n",
+        b"[deviates]\n",
+        b"tcg = \"x\"\n",
+        b"bochs = { because = \"x\", run = false }\n",
+        b"host-test = \"x\"\n",
+        b"[",
+        b"]",
+        b"=",
+        b"\"",
+        b"\n",
+    ],
+    seeds: Vec::new,
+};
+
+pub static UNITTESTS: Target = Target {
+    name: "unittests",
+    about: "the unittests.cfg of kvm-unit-tests",
+    subject: Subject::Bytes {
+        check: unittests,
+        canary: |b| b.len() > 8 && config::parse(&text(b)).is_ok_and(|c| !c.is_empty()),
+    },
+    sources: &[
+        "testcases/src/kut/config.rs",
+        "testcases/src/kut/options.rs",
+        "testcases/src/kut/words.rs",
+    ],
+    floor: 70,
+    uncovered: "commands of the shell that only a configuration of its own has",
+    words: &[
+        b"[apic]\n",
+        b"[smp]\n",
+        b"file = apic.flat\n",
+        b"smp = 2\n",
+        b"smp = $MAX_SMP\n",
+        b"timeout = 30\n",
+        b"arch = x86_64\n",
+        b"groups = nodefault\n",
+        b"accel = kvm\n",
+        b"check = /sys/module/kvm_intel/parameters/ept=Y\n",
+        b"extra_params = -cpu qemu64,+x2apic,+tsc-deadline -machine kernel_irqchip=split\n",
+        b"extra_params = -append 'a b' -m 2048\n",
+        b"test_args = \"one two\"\n",
+        b"qemu_params = -device edu\n",
+        b"\"\"\"",
+        b"$(date +%s)",
+        b"#",
+        b"\n",
+        b" ",
+        b"=",
+    ],
+    seeds: Vec::new,
+};
+
+pub static TRANSCRIPT: Target = Target {
+    name: "transcript",
+    about: "what a hostile guest says of its test",
+    subject: Subject::Bytes {
+        check: transcript,
+        canary: |b| matches!(Transcript::of("t", b).report(), Report::Ended(..)),
+    },
+    sources: &["testcases/src/transcript.rs"],
+    floor: 80,
+    uncovered: "thousands of values",
+    words: &[
+        b"## ",
+        b"## begin t\n",
+        b"## pass t\n",
+        b"## fail t: x\n",
+        b"## value t ticks 7\n",
+        b"## skip t: x\n",
+        b"## error t: x\n",
+        b"\n",
+    ],
+    seeds: Vec::new,
+};
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// What is a script says the same when it is written and read again; what is none has a place.
+fn script(bytes: &[u8]) -> Said {
+    match parse(bytes) {
+        Ok(script) => {
+            let again = parse(script.to_string().as_bytes());
+            assert_eq!(again.as_ref(), Ok(&script), "a script survives its text");
+            Ok(())
+        }
+        Err(e) => {
+            let e = e.to_string();
+            assert!(e.contains("line ") && e.contains("column "), "no place is named: {e}");
+            Err(e)
+        }
+    }
+}
+
+/// The first byte says whose value it is.
+fn options(bytes: &[u8]) -> Said {
+    let (&whose, rest) = bytes.split_first().unwrap_or((&0, &[]));
+    let text = text(rest);
+    let said = match whose % 7 {
+        0 => units::size(&text).map(drop).map_err(|e| e.to_string()),
+        1 => units::duration(&text)
+            .map(|time| assert_eq!(units::duration(&units::show_duration(time)), Ok(time)))
+            .map_err(|e| e.to_string()),
+        2 => text.parse::<Protocol>().map(drop).map_err(|e| e.to_string()),
+        3 => text.parse::<CpuModel>().map(drop).map_err(|e| e.to_string()),
+        4 => text.parse::<PciDevice>().map(drop),
+        5 => text.parse::<Serial>().map(drop),
+        _ => text.parse::<Enlightenments>().map(drop).map_err(|e| e.to_string()),
+    };
+    if let Err(words) = &said {
+        assert!(
+            !words.is_empty() && words.len() < 4096 + 8 * rest.len(),
+            "{} bytes of error",
+            words.len()
+        );
+    }
+    said
+}
+
+fn case(bytes: &[u8]) -> Said {
+    load::read_text("area", "name", &text(bytes))
+        .map(|cases| assert!(!cases.is_empty()))
+        .map_err(|e| e.to_string())
+}
+
+fn unittests(bytes: &[u8]) -> Said {
+    match config::parse(&text(bytes)) {
+        Ok(configs) => {
+            for config in &configs {
+                testcases::kut::options::translate(config, 0);
+            }
+            Ok(())
+        }
+        Err(wrong) => {
+            assert!(!wrong.is_empty(), "it is refused for no reason");
+            Err(wrong.join("\n"))
+        }
+    }
+}
+
+/// However it is cut, a log says the same.
+fn transcript(bytes: &[u8]) -> Said {
+    let (&cut, log) = bytes.split_first().unwrap_or((&0, &[]));
+    let whole = Transcript::of("t", log);
+    let mut parts = Transcript::new("t");
+    log.chunks(usize::from(cut % 16) + 1).for_each(|part| parts.push(part));
+    parts.finish();
+    assert_eq!(
+        (whole.report(), whole.values()),
+        (parts.report(), parts.values()),
+        "it matters how a log is cut"
+    );
+    match whole.report() {
+        Report::Silent => Err(String::new()),
+        Report::Broken(why) => Err(why.clone()),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,133 @@
+//! `cargo xtask fuzz`: fuzzes devices and parsers, and makes regressions of what is found.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use fuzz::targets;
+use vmm::units;
+
+use crate::flags::{self, FuzzAction};
+use crate::support::fuzz::build::{self, Flavour};
+use crate::support::fuzz::tool::Tool;
+use crate::support::fuzz::{
+    Shop, chosen, cover, export, owner, planted, run, soak, target, triage,
+};
+use crate::support::out::complain;
+use crate::support::{self, Failure, Out, Outcome};
+
+/// How long a target is fuzzed if nobody says.
+const TIME: Duration = Duration::from_secs(60);
+
+/// Runs the command.
+pub fn run(flags: &flags::Fuzz, out: &mut Out) -> Outcome {
+    let root = support::root();
+    let cancel = support::cancel_flag()?;
+    let shop = Shop { root: &root, cancel: &cancel };
+    let status = |good: bool| if good { ExitCode::SUCCESS } else { ExitCode::from(1) };
+    match &flags.action {
+        FuzzAction::List => {
+            for target in targets::ALL {
+                let inputs = if target.board().is_some() { "scripts" } else { "bytes" };
+                writeln!(out, "{:16} {inputs:8} {}", target.name, target.about);
+            }
+            writeln!(out, "{} targets", targets::ALL.len());
+        }
+        FuzzAction::Run { target, time, runs, jobs, no_asan, stable, seed } => {
+            let targets = chosen(target)?;
+            // A bound of executions is one; without any, time is.
+            let time = match (time, runs) {
+                (Some(text), _) => duration("--time", text)?,
+                (None, Some(_)) => Duration::from_secs(24 * 3600),
+                (None, None) => TIME,
+            };
+            let options = run::Options {
+                runs: runs.unwrap_or(0),
+                time,
+                jobs: *jobs,
+                plain: *no_asan,
+                stable: *stable,
+                seed: *seed,
+            };
+            return Ok(status(run::run(shop, &targets, &options, out)?));
+        }
+        FuzzAction::Repro { file, target } => return repro(shop, file, target.as_deref(), out),
+        FuzzAction::Min { file, target, out: to } => {
+            let owner = owner(file, target.as_deref())?;
+            let to = to.clone().unwrap_or_else(|| file.with_extension("min"));
+            let least = tool(shop)?.min(&owner, file, &to)?;
+            let Some(least) = least else {
+                writeln!(out, "{} breaks no law; nothing is left to shorten", file.display());
+                return Ok(ExitCode::SUCCESS);
+            };
+            let text = std::fs::read(&to).unwrap_or_default();
+            if text.starts_with(b"# exitlab") {
+                out.bytes(&text);
+            }
+            let what = if text.starts_with(b"# exitlab") { "operations" } else { "bytes" };
+            writeln!(out, "{}: {} {what}: {}", to.display(), least.ops, least.cause);
+            return Ok(ExitCode::from(1));
+        }
+        FuzzAction::Cmin { target: name, stable } => {
+            for target in chosen(name)? {
+                let hunter = build::hunter(shop, Flavour::Plain, "fuzz-any", *stable)?;
+                let (before, after) = soak::merge(shop, target, &hunter)?;
+                writeln!(out, "{}: {before} inputs, now {after}", target.name);
+            }
+        }
+        FuzzAction::Cover { target } => cover::run(shop, &chosen(target)?, out)?,
+        FuzzAction::Triage => triage::run(shop, out)?,
+        FuzzAction::Planted { names, jobs, budget, seed, stable, json } => {
+            let options = planted::Options {
+                names,
+                jobs: usize::from(*jobs),
+                budget: duration("--budget", budget)?,
+                seed: *seed,
+                stable: *stable,
+                json: json.as_deref(),
+            };
+            return Ok(status(planted::run(shop, &options, out)?));
+        }
+        FuzzAction::Export { target, out: to, sanitizer } => {
+            let to = to.clone().unwrap_or_else(|| root.join("target/fuzz-export"));
+            export::run(shop, &chosen(target)?, sanitizer, &to, out)?;
+        }
+        FuzzAction::Soak { hours, slice, stable } => {
+            let options = soak::Options {
+                time: hours.map(|hours| Duration::from_secs_f64(hours.max(0.0) * 3600.0)),
+                slice: duration("--slice", slice)?,
+                stable: *stable,
+            };
+            return Ok(status(soak::soak(shop, &options, out)?));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn duration(flag: &str, text: &str) -> Result<Duration, Failure> {
+    units::duration(text).map_err(|e| Failure::input(format!("{flag} {text}: {e}")))
+}
+
+fn tool(shop: Shop<'_>) -> Result<Tool<'_>, Failure> {
+    let program = build::build(shop, Flavour::Tool, "fuzz-tool")?;
+    Ok(Tool { program, shop, environment: Vec::new() })
+}
+
+/// Shows what an input does, and where that leads.
+fn repro(shop: Shop<'_>, file: &Path, given: Option<&str>, out: &mut Out) -> Outcome {
+    if let Some(name) = given {
+        target(name)?;
+    }
+    let owner = owner(file, given)?;
+    let tool = tool(shop)?;
+    let (ended, text) = tool.show(&owner, file, out)?;
+    match ended {
+        Some(0) => Ok(ExitCode::SUCCESS),
+        Some(1) => Ok(ExitCode::from(1)),
+        Some(_) => Err(Failure::input(text)),
+        None => {
+            complain(format_args!("{text}: the last operation above is the one that does it"));
+            Ok(ExitCode::from(1))
+        }
+    }
+}

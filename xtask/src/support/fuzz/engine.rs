@@ -1,0 +1,252 @@
+//! One hunt: a fuzzer's process from its start to its end, and what it says in between.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use testcases::bounded::Bounded;
+use testcases::process::{self, Ended};
+
+use super::build::Hunter;
+
+/// How long one execution may take. libFuzzer makes a finding of a longer one.
+pub const EXECUTION: Duration = Duration::from_secs(10);
+
+/// The most memory that a fuzzer may take, in MiB.
+const MEMORY: u32 = 2048;
+
+/// How much longer than it was asked to a fuzzer may take to end.
+const GRACE: Duration = Duration::from_secs(60);
+
+/// What is hunted, and how long.
+#[derive(Clone, Debug)]
+pub struct Hunt<'a> {
+    /// The target.
+    pub target: &'a str,
+    /// Its inputs. What is new goes into the first directory.
+    pub corpus: &'a [PathBuf],
+    /// Where findings go.
+    pub artifacts: &'a Path,
+    /// Executions at most; 0 for no bound.
+    pub runs: u64,
+    /// Time at most.
+    pub time: Duration,
+    /// Where chance begins; 0 for anywhere.
+    pub seed: u32,
+    /// Processor time at most, however many processes share the machine; `time` bounds what passes then.
+    pub cpu: Option<Duration>,
+    /// How long one execution may take.
+    pub execution: Duration,
+    /// A dictionary, if there is one.
+    pub words: Option<&'a Path>,
+    /// More of the environment.
+    pub environment: &'a [(&'a str, &'a str)],
+}
+
+/// What a fuzzer says while it runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stat {
+    /// Executions.
+    pub runs: u64,
+    /// Edges of the code that were reached; 0 where nobody counts.
+    pub edges: u64,
+    /// What counts as new, in the fuzzer's own measure.
+    pub features: u64,
+    /// Inputs in its corpus.
+    pub inputs: u64,
+}
+
+/// What a hunt came to.
+#[derive(Clone, Debug)]
+pub struct Hunted {
+    /// The last that was said.
+    pub stat: Stat,
+    /// How long it took.
+    pub took: Duration,
+    /// How much processor time, where that was bounded.
+    pub cpu: Option<Duration>,
+    /// What was found.
+    pub found: Vec<PathBuf>,
+    /// How the process ended.
+    pub ended: Ended,
+    /// The end of what it wrote.
+    pub log: Vec<u8>,
+}
+
+/// Runs a fuzzer. `tell` hears what it says.
+pub fn hunt(
+    hunter: &Hunter,
+    hunt: &Hunt<'_>,
+    cancel: &AtomicBool,
+    tell: &mut dyn FnMut(Stat),
+) -> Hunted {
+    let mut command = match hunter {
+        Hunter::LibFuzzer(program) => {
+            let mut command = start(program, hunt.cpu);
+            command.env("EXITLAB_FUZZ_TARGET", hunt.target);
+            command.arg(format!("-artifact_prefix={}/", hunt.artifacts.display()));
+            command.arg(format!("-timeout={}", hunt.execution.as_secs()));
+            command.arg(format!("-rss_limit_mb={MEMORY}"));
+            command.arg(format!("-max_total_time={}", hunt.time.as_secs()));
+            command.args(["-print_final_stats=1", "-reload=5"]);
+            if hunt.runs > 0 {
+                command.arg(format!("-runs={}", hunt.runs));
+            }
+            if hunt.seed > 0 {
+                command.arg(format!("-seed={}", hunt.seed));
+            }
+            if let Some(words) = hunt.words {
+                command.arg(format!("-dict={}", words.display()));
+            }
+            command.args(hunt.corpus);
+            command
+        }
+        Hunter::Stable(tool) => {
+            let mut command = start(tool, hunt.cpu);
+            let runs = if hunt.runs == 0 { u64::MAX } else { hunt.runs };
+            command.args(["hunt", hunt.target]).args(hunt.corpus.first()).arg(hunt.artifacts);
+            command.args([runs, hunt.time.as_secs(), hunt.seed.into()].map(|n| n.to_string()));
+            command
+        }
+    };
+    command.envs(hunt.environment.iter().copied());
+    // An input that breaks a law brings a stack along, which nobody reads here.
+    command.env("RUST_BACKTRACE", "0");
+    let (mut said, mut log) = (Said::default(), Bounded::new(0, 16 << 10));
+    let started = Instant::now();
+    let limit = hunt.time.saturating_add(GRACE);
+    let ended = process::run(&mut command, limit, cancel, &mut |_, bytes| {
+        log.push(bytes);
+        if said.push(bytes) {
+            tell(said.stat);
+        }
+    });
+    let Said { stat, found, cpu, .. } = said;
+    // Its processor time is up: the shell's word for that signal.
+    let ended = if ended == Ended::Exited(128 + XCPU) { Ended::Exited(0) } else { ended };
+    let cpu = cpu.filter(|_| hunt.cpu.is_some());
+    Hunted { stat, took: started.elapsed(), cpu, found, ended, log: log.contents() }
+}
+
+/// SIGXCPU.
+const XCPU: u8 = 24;
+
+/// A program that gets so much processor time and then SIGXCPU, and whose time is told at its end. A shell
+/// can do that, and nothing here needs to be unsafe for it.
+pub fn start(program: &Path, cpu: Option<Duration>) -> Command {
+    let Some(cpu) = cpu else { return Command::new(program) };
+    let mut command = Command::new("sh");
+    let seconds = cpu.as_secs().max(1);
+    let script =
+        format!("ulimit -c 0; ulimit -S -t {seconds}; \"$0\" \"$@\"; s=$?; times >&2; exit $s");
+    command.args(["-c", &script]).arg(program);
+    command
+}
+
+/// Whether a program that [`start`] began ended because its processor time was up.
+pub fn is_up(ended: &Ended) -> bool {
+    *ended == Ended::Exited(128 + XCPU)
+}
+
+/// A time as the shell's `times` writes it: 1m2.345s.
+fn shells(word: &str) -> Option<Duration> {
+    let (minutes, seconds) = word.strip_suffix('s')?.split_once('m')?;
+    let (minutes, seconds) = (minutes.parse::<u64>().ok()?, seconds.parse::<f64>().ok()?);
+    let seconds = Duration::try_from_secs_f64(seconds).ok()?;
+    Some(Duration::from_secs(minutes.saturating_mul(60)) + seconds)
+}
+
+/// Understands a fuzzer's lines.
+#[derive(Debug, Default)]
+struct Said {
+    line: Vec<u8>,
+    stat: Stat,
+    found: Vec<PathBuf>,
+    cpu: Option<Duration>,
+}
+
+impl Said {
+    /// Takes output; whether the figures changed.
+    fn push(&mut self, bytes: &[u8]) -> bool {
+        let before = self.stat;
+        for &byte in bytes {
+            match byte {
+                b'\n' => {
+                    let line = std::mem::take(&mut self.line);
+                    self.line_is(&String::from_utf8_lossy(&line));
+                }
+                // A line longer than any that means something.
+                _ if self.line.len() > 4096 => self.line.clear(),
+                _ => self.line.push(byte),
+            }
+        }
+        self.stat != before
+    }
+
+    fn line_is(&mut self, line: &str) {
+        if let Some((_, path)) = line.split_once("Test unit written to ") {
+            self.found.push(path.trim().into());
+        }
+        if let Some(runs) = line.strip_prefix("stat::number_of_executed_units:") {
+            self.stat.runs = runs.trim().parse().unwrap_or(self.stat.runs);
+        }
+        if let Some((user, system)) = line.split_once(' ')
+            && let (Some(user), Some(system)) = (shells(user), shells(system))
+        {
+            self.cpu = Some(user + system);
+        }
+        let Some(rest) = line.strip_prefix('#') else { return };
+        let mut words = rest.split_whitespace();
+        let Some(Ok(runs)) = words.next().map(|word| word.parse()) else { return };
+        self.stat.runs = runs;
+        let words: Vec<&str> = words.collect();
+        for pair in words.windows(2) {
+            let number = || pair[1].split('/').next().and_then(|n| n.parse().ok());
+            let to = match pair[0] {
+                "cov:" => &mut self.stat.edges,
+                "ft:" => &mut self.stat.features,
+                "corp:" => &mut self.stat.inputs,
+                _ => continue,
+            };
+            *to = number().unwrap_or(*to);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fuzzers_lines_are_understood_however_they_are_cut() {
+        let text = "INFO: seed\n#2\tINITED cov: 12 ft: 13 corp: 1/1b exec/s: 0 rss: 40Mb\n\
+            #70000\tREDUCE cov: 345 ft: 999 corp: 88/4Kb lim: 128 exec/s: 17500 rss: 44Mb L: 3/9 MS: 1 X-\n\
+            ==1== ERROR: libFuzzer: deadly signal\n\
+            artifact_prefix='a/'; Test unit written to a/crash-00ff\n\
+            stat::number_of_executed_units: 70123\n";
+        for cut in [1, 7, 1000] {
+            let mut said = Said::default();
+            for chunk in text.as_bytes().chunks(cut) {
+                said.push(chunk);
+            }
+            let stat = Stat { runs: 70123, edges: 345, features: 999, inputs: 88 };
+            assert_eq!((said.stat, &said.found[..]), (stat, &[PathBuf::from("a/crash-00ff")][..]));
+        }
+        let mut said = Said::default();
+        assert!(said.push(b"#500 ft: 31 corp: 9 exec/s: 77\n"));
+        assert_eq!(said.stat, Stat { runs: 500, edges: 0, features: 31, inputs: 9 });
+        assert!(!said.push(b"# a comment\nnothing\n"));
+        said.push(b"0m0.001s 0m0.002s\n1m4.500s 0m0.250s\n");
+        assert_eq!(said.cpu, Some(Duration::from_millis(64_750)));
+    }
+
+    #[test]
+    fn processor_time_is_bounded() {
+        let mut command = start(Path::new("sh"), Some(Duration::from_secs(1)));
+        command.args(["-c", "while :; do :; done"]);
+        let (limit, cancel) = (Duration::from_secs(300), AtomicBool::new(false));
+        let ended = process::run(&mut command, limit, &cancel, &mut |_, _| {});
+        assert!(is_up(&ended), "{ended}");
+    }
+}

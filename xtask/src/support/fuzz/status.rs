@@ -1,0 +1,163 @@
+//! A soak's page: one file without scripts, pictures or anything from elsewhere.
+
+use super::soak::{Known, Point, State};
+
+/// Width and height of a curve. Pixels.
+const SIZE: (f64, f64) = (220.0, 44.0);
+
+/// The page, as it is at `now` (seconds since 1970).
+pub fn page(state: &State, now: u64) -> String {
+    let executions: u64 = state.targets.values().map(|k| k.executions).sum();
+    let seconds: u64 = state.targets.values().map(|k| k.seconds).sum();
+    let last = state.targets.values().map(|k| k.last_find).max().unwrap_or(0);
+    let mut text = format!(
+        "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
+         <meta http-equiv=\"refresh\" content=\"60\"><title>exitlab soak</title>\n<style>\n{STYLE}</style></head>\n\
+         <body><h1>exitlab soak</h1>\n<p>{} executions in {} of fuzzing, in {} starts over {}. \
+         Last find {}. {} causes of crashes. Written {now} s after 1970.</p>\n",
+        thousands(executions),
+        span(seconds),
+        state.starts,
+        span(now.saturating_sub(state.since)),
+        ago(last, now),
+        state.crashes.len(),
+    );
+    text += "<h2>Crashes</h2>\n";
+    if state.crashes.is_empty() {
+        text += "<p>None.</p>\n";
+    } else {
+        text += "<table><tr><th>cause</th><th>target</th><th>times</th><th>first</th><th>last</th>\
+                 <th>file</th></tr>\n";
+        for (cause, crash) in &state.crashes {
+            text += &format!(
+                "<tr><td>{}</td><td>{}</td><td class=\"n\">{}</td><td>{}</td><td>{}</td><td>{}</td></tr>\n",
+                escape(cause),
+                escape(&crash.target),
+                crash.times,
+                ago(crash.first, now),
+                ago(crash.last, now),
+                escape(&crash.file)
+            );
+        }
+        text += "</table>\n";
+    }
+    text += &format!("<h2>Old crashes</h2>\n<p>Looked at {}: ", ago(state.looked, now));
+    match &state.back[..] {
+        [] => text += "all stay fixed.</p>\n",
+        back => {
+            text += "these are back.</p>\n<ul>";
+            back.iter().for_each(|b| text += &format!("<li>{}</li>", escape(b)));
+            text += "</ul>\n";
+        }
+    }
+    text += "<h2>Targets</h2>\n<table><tr><th>target</th><th>executions</th><th>time</th><th>a second</th>\
+             <th>edges</th><th>edges over its time</th><th>inputs</th><th>last find</th><th>deaths</th></tr>\n";
+    for (name, known) in &state.targets {
+        text += &row(name, known, now);
+    }
+    text + "</table>\n</body></html>\n"
+}
+
+const STYLE: &str = "body{font:14px system-ui,sans-serif;margin:2em;color:#222;background:#fff}\
+table{border-collapse:collapse}td,th{padding:.25em .7em;text-align:left;border-bottom:1px solid #ddd}\
+.n{text-align:right;font-variant-numeric:tabular-nums}polyline{fill:none;stroke:#06c;stroke-width:1.5}\n\
+@media(prefers-color-scheme:dark){body{color:#ddd;background:#111}td,th{border-color:#333}polyline{stroke:#6af}}\n";
+
+fn row(name: &str, known: &Known, now: u64) -> String {
+    let deaths = match known.deaths {
+        0 => "0".to_owned(),
+        n => format!("<span title=\"{}\">{n}</span>", escape(&known.last_death)),
+    };
+    format!(
+        "<tr><td>{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td>\
+         <td class=\"n\">{}</td><td>{}</td><td class=\"n\">{}</td><td>{}</td><td class=\"n\">{deaths}</td></tr>\n",
+        escape(name),
+        thousands(known.executions),
+        span(known.seconds),
+        thousands(known.executions / known.seconds.max(1)),
+        known.edges,
+        curve(&known.curve),
+        known.inputs,
+        ago(known.last_find, now)
+    )
+}
+
+/// A curve as SVG, from 0 to its highest.
+fn curve(points: &[Point]) -> String {
+    let (width, height) = SIZE;
+    let most_at = points.last().map_or(1, |p| p.at).max(1) as f64;
+    let most = points.iter().map(|p| p.edges).max().unwrap_or(1).max(1) as f64;
+    let at = |p: &Point| {
+        let x = p.at as f64 / most_at * width;
+        let y = height - 2.0 - p.edges as f64 / most * (height - 4.0);
+        format!("{x:.1},{y:.1}")
+    };
+    let line: Vec<String> = ["0,42".to_owned()].into_iter().chain(points.iter().map(at)).collect();
+    format!(
+        "<svg width=\"{width}\" height=\"{height}\" role=\"img\"><title>{} edges after {}</title>\
+         <polyline points=\"{}\"/></svg>",
+        most,
+        span(most_at as u64),
+        line.join(" ")
+    )
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
+/// A number with a thin space between thousands.
+fn thousands(n: u64) -> String {
+    let digits = n.to_string();
+    let mut text = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            text.push('\u{2009}');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// A length of time in its two largest units.
+fn span(seconds: u64) -> String {
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
+        3600..86_400 => format!("{} h {} min", seconds / 3600, seconds / 60 % 60),
+        _ => format!("{} d {} h", seconds / 86_400, seconds / 3600 % 24),
+    }
+}
+
+fn ago(then: u64, now: u64) -> String {
+    if then == 0 { "never".to_owned() } else { format!("{} ago", span(now.saturating_sub(then))) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::support::fuzz::soak::Crash;
+
+    #[test]
+    fn the_page_needs_nothing_from_elsewhere() {
+        let mut state = State { since: 1000, starts: 2, ..State::default() };
+        let curve =
+            vec![Point { at: 60, edges: 90, inputs: 9 }, Point { at: 120, edges: 100, inputs: 10 }];
+        let known =
+            Known { executions: 1_234_567, seconds: 120, edges: 100, curve, ..Known::default() };
+        state.targets.insert("uart".into(), known);
+        let crash =
+            Crash { target: "rtc".into(), times: 3, first: 2000, last: 2100, file: "f".into() };
+        state.crashes.insert("rtc: panic: <script> & \"N\"".into(), crash);
+        state.back.push("fuzz/regressions/x.script: again".into());
+        let page = page(&state, 4000);
+        for part in
+            ["1\u{2009}234\u{2009}567", "<polyline points=\"0,42 110.0,", "are back", "uart"]
+        {
+            assert!(page.contains(part), "{part}: {page}");
+        }
+        assert!(page.contains("&lt;script&gt; &amp; &quot;N&quot;") && !page.contains("<script"));
+        assert!(!page.contains("http://") && !page.contains("https://") && !page.contains("src="));
+        assert_eq!([span(59), span(3700), span(90_000)], ["59 s", "1 h 1 min", "1 d 1 h"]);
+    }
+}

@@ -1,0 +1,90 @@
+//! What `cargo xtask fuzz` makes of wrong input, and the layout that OSS-Fuzz and ClusterFuzzLite expect.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace").to_owned()
+}
+
+fn xtask(words: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
+    command.arg("fuzz").args(words).output().expect("xtask starts")
+}
+
+fn wrong(words: &[&str], says: &str) {
+    let out = xtask(words);
+    let text = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(2), "{words:?}: {text}");
+    assert!(text.contains(says), "{words:?}: {text}");
+}
+
+#[test]
+fn wrong_input_is_status_2_with_a_way_out() {
+    wrong(&["run", "uarrt"], "the nearest is `uart`");
+    wrong(&["cover", "nonsense-beyond-words"], "cargo xtask fuzz list");
+    wrong(&["run", "uart", "--time", "soon"], "--time soon");
+    wrong(&["repro", "/no/such/input"], "/no/such/input cannot be read");
+    wrong(&["export", "uart", "--sanitizer", "memory"], "address, coverage and none");
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let stray = dir.path().join("crash-0");
+    fs::write(&stray, [1, 2, 3]).expect("written");
+    wrong(&["min", &stray.display().to_string()], "give --target NAME");
+}
+
+#[test]
+fn targets_are_listed() {
+    let out = xtask(&["list"]);
+    let text = String::from_utf8_lossy(&out.stdout);
+    for name in ["uart", "board", "pci", "script", "wire"] {
+        let line = text.lines().find(|line| line.split_whitespace().next() == Some(name));
+        assert!(line.is_some(), "{name}: {text}");
+    }
+    let count = text.lines().count() - 1;
+    assert!(text.ends_with(&format!("{count} targets\n")), "{text}");
+}
+
+/// Builds with a nightly compiler, so `cargo xtask ci` runs it by itself.
+#[test]
+#[ignore = "builds a fuzzer; cargo xtask ci runs it"]
+fn the_build_script_makes_the_layout_that_clusterfuzz_expects() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let script = root().join(".clusterfuzzlite/build.sh");
+    let mut command = Command::new(&script);
+    command.env("OUT", dir.path()).env("SANITIZER", "none");
+    let targets = ["uart", "script"];
+    command.env("EXITLAB_FUZZ_TARGETS", targets.join(" "));
+    let out = command.output().expect("the build script starts");
+    let text = String::from_utf8_lossy(&out.stderr).into_owned();
+    let nightly = Command::new("rustup").args(["run", "nightly", "rustc", "--version"]).output();
+    if !nightly.is_ok_and(|out| out.status.success()) {
+        // Nothing can be laid out; what is to be done is said.
+        assert!(
+            !out.status.success() && text.contains("rustup toolchain install nightly"),
+            "{text}"
+        );
+        return;
+    }
+    assert!(out.status.success(), "{text}");
+    for target in targets {
+        let at = |end: &str| dir.path().join(format!("{target}{end}"));
+        let mode = fs::metadata(at("")).expect("the fuzzer").permissions().mode();
+        assert_ne!(mode & 0o111, 0, "{target} can be run");
+        let seeds = fs::read(at("_seed_corpus.zip")).expect("the seeds");
+        assert!(seeds.starts_with(b"PK\x03\x04"), "{target}'s seeds are an archive");
+        let options = fs::read_to_string(at(".options")).expect("the options");
+        assert!(options.starts_with("[libfuzzer]\n"), "{options}");
+        assert_eq!(options.contains("dict = "), at(".dict").exists(), "{options}");
+        let ran = Command::new(at("")).arg("-runs=100").arg("-seed=1").output().expect("it starts");
+        let text = String::from_utf8_lossy(&ran.stderr).into_owned();
+        assert!(ran.status.success() && text.contains("Done 100 runs"), "{text}");
+    }
+    assert!(dir.path().join("script.dict").exists(), "what reads text has words");
+    let names = fs::read_dir(dir.path()).expect("the directory");
+    for name in names.map(|entry| entry.expect("an entry").file_name()) {
+        let name = name.to_string_lossy().into_owned();
+        assert!(targets.iter().any(|target| name.starts_with(target)), "{name} is nobody's");
+    }
+}
