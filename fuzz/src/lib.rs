@@ -1,12 +1,14 @@
 //! Generators of scripts, oracles over the board, and the libFuzzer targets.
 //!
-//! Bytes become a [script](vmm::script) ([`generators`]), a script is held against what every
-//! board must obey ([`oracles`]). Both are plain functions, so seeds and regressions run under
-//! `cargo test -p fuzz` with a stable compiler; a libFuzzer target only calls [`board`], or [`pci`] for
-//! the board with a PCI bus.
+//! What there is to fuzz is [one list](targets::ALL): the PC board, a board for each chip, and readers of
+//! bytes (loaders, texts, saved states). For a board, bytes become a [script](vmm::script)
+//! ([`generators`]), which is varied [operation by operation](mutate) and held against what every board
+//! must obey ([`oracles`]). All of it is plain functions, so seeds and regressions run under
+//! `cargo test -p fuzz` with a stable compiler, and [`hunt`] fuzzes with one.
 //!
-//! Another target, `wire`, is about [what emulated hosts report](wire), and has streams of bytes
-//! instead of scripts.
+//! Most inputs are played once. What takes the script to be played again is asked of one input in
+//! thirteen, by a byte of the input, so that an input does the same whenever it is tried. Boards are
+//! [used again](rig) with new devices, so that a steady execution makes no system call.
 //!
 //! With cargo-fuzz and a nightly compiler, from the workspace's root:
 //!
@@ -26,6 +28,8 @@
 //!   -Cdebug-assertions -Ccodegen-units=1 --cfg fuzzing" \
 //! cargo +nightly build --release -p fuzz --bin board --features libfuzzer \
 //!   --target x86_64-unknown-linux-gnu --target-dir target/fuzz
+//! # Coverage of the fuzzer itself is no news: instrument `vmm` and `testcases` alone if cargo can
+//! # (-Zprofile-rustflags and --config 'profile.fuzz.package.vmm.rustflags=[…]', --profile fuzz).
 //! mkdir -p fuzz/corpus/board
 //! target/fuzz/x86_64-unknown-linux-gnu/release/board -timeout=10 fuzz/corpus/board
 //! ```

@@ -157,7 +157,7 @@ impl Machine {
         } = self;
         bus.clear();
         slots.clear();
-        *lines = Lines::default();
+        lines.clear();
         *synic = Mutex::default();
         (*pci, *controller, *iommu) = (None, None, None);
     }
