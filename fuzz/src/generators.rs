@@ -16,6 +16,8 @@
 //! something.
 
 mod exact;
+mod exits;
+mod memory;
 mod tables;
 
 use std::any::Any;
@@ -25,19 +27,21 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use vmm::access::{Access, Dir, Size, Space};
 use vmm::bus::Mapping;
 use vmm::chips::pci::{DATA_PORT, Slot};
-use vmm::exit::{Exit, SystemEvent};
+use vmm::exit::Exit;
 use vmm::script::replay::{Outcome, Player};
 use vmm::script::{Answer, Op, Script, Step};
 
 use crate::Board;
 use crate::oracles::{self, Laws, Violation};
 pub use exact::encode;
-use tables::{EDGES, KINDS, Kind, PLACES, RAM_PLACES};
+use tables::{KINDS, Kind, PLACES};
 
 /// The most operations of one script; a burst may go beyond.
 pub const MAX_OPS: usize = 200;
 /// Bytes about the whole script.
 pub const HEADER: usize = 4;
+/// Which of them asks for laws.
+pub const LAWS: usize = 3;
 /// Bytes of an operation.
 pub const RECORD: usize = 16;
 
@@ -124,6 +128,8 @@ struct Generator<'b, 'p, 'a> {
     mask: u16,
     last: Access,
     values: [u64; REMEMBERED],
+    /// What was written.
+    written: [u64; REMEMBERED],
     places: [u64; REMEMBERED],
     /// Memory was filled, and no value has led there since.
     filled: bool,
@@ -165,6 +171,7 @@ impl<'b, 'p, 'a> Generator<'b, 'p, 'a> {
             },
             last: Access::read(first.0, first.1, Size::B1),
             values: [0; REMEMBERED],
+            written: [0; REMEMBERED],
             places: [PLACES[0]; REMEMBERED],
             filled: false,
         };
@@ -262,6 +269,10 @@ impl<'b, 'p, 'a> Generator<'b, 'p, 'a> {
 
     fn access(&mut self, access: Access) {
         self.last = access;
+        if let Dir::Write(value) = access.dir {
+            self.written.rotate_right(1);
+            self.written[0] = value;
+        }
         self.play(Op::io(access));
     }
 
@@ -288,6 +299,7 @@ impl<'b, 'p, 'a> Generator<'b, 'p, 'a> {
             Kind::Reset => self.play(Op::Reset),
             Kind::Exit => self.exit(),
             Kind::Word => self.burst(),
+            Kind::Chain => self.chain(),
             Kind::Exact => self.exact(),
         }
     }
@@ -321,7 +333,14 @@ impl<'b, 'p, 'a> Generator<'b, 'p, 'a> {
         }
         let size = self.size(&m);
         // Of a large region, mostly the first registers.
-        let near = if m.region.len > 64 && self.byte() < 0xc0 { 64 } else { m.region.len };
+        let near = match m.region.len {
+            len @ 0..=64 => len,
+            len => match self.byte() {
+                0..0x80 => 64,
+                0x80..0xd0 => len.min(0x400),
+                _ => len,
+            },
+        };
         let offset = self.below(near);
         let offset = if self.byte() < 0xe0 { offset - offset % size.bytes() } else { offset };
         let access = self.make(m.region.space, m.base + offset, size, write);
@@ -401,69 +420,6 @@ impl<'b, 'p, 'a> Generator<'b, 'p, 'a> {
         self.access(access);
     }
 
-    /// A value for a field or register of this width, not cut to it.
-    fn value(&mut self, size: Size) -> u64 {
-        let bits = size.bytes() as u8 * 8;
-        let byte = self.byte();
-        // What was just put into memory is there for a device to find.
-        if self.filled && byte >= 0x80 {
-            self.filled = false;
-            let place = self.places[0];
-            return match byte % 4 {
-                0 => (place as u32).swap_bytes().into(),
-                1 => place.swap_bytes(),
-                _ => place,
-            };
-        }
-        match byte % 9 {
-            0 => self.byte().into(),
-            1 => self.pick(EDGES),
-            2 => 1 << (self.byte() % bits),
-            3 => !(1 << (self.byte() % bits)),
-            4 => self.pick(self.values),
-            5 => self.pick(self.values) ^ 1 << (self.byte() % bits),
-            6 => self.place(),
-            // As a device reads it that takes the other byte order.
-            7 if self.byte() & 1 == 0 => (self.place() as u32).swap_bytes().into(),
-            7 => self.place().swap_bytes(),
-            _ => self.number::<8>(),
-        }
-    }
-
-    /// An address in memory, or beside it.
-    fn place(&mut self) -> u64 {
-        match self.byte() % 4 {
-            0 | 1 => self.pick(self.places),
-            2 => self.pick(PLACES),
-            _ => self.pick(PLACES).wrapping_add(self.byte().into()),
-        }
-    }
-
-    /// Memory with a structure in it: fields of various widths, in either byte order.
-    fn ram(&mut self) {
-        // Mostly where there is memory.
-        let addr = match self.byte() {
-            0..0xe0 => PLACES[usize::from(self.byte()) % RAM_PLACES],
-            _ => self.place(),
-        };
-        let mut bytes = Vec::new();
-        for _ in 0..1 + self.byte() % 8 {
-            let form = self.byte();
-            let size = Size::ALL[usize::from(form) % 4];
-            let value = self.value(size);
-            let size = size.bytes() as usize;
-            match form & 4 {
-                0 => bytes.extend_from_slice(&value.to_le_bytes()[..size]),
-                _ => bytes.extend_from_slice(&value.to_be_bytes()[8 - size..]),
-            }
-        }
-        let after = if self.byte() > 0xe0 { 1 + u32::from(self.byte() % 4) } else { 0 };
-        self.places.rotate_right(1);
-        self.places[0] = addr;
-        self.filled = true;
-        self.play(Op::Ram { addr, bytes, after });
-    }
-
     fn input(&mut self) {
         let machine = self.player.machine();
         let open = |name: &&'static str| machine.input_room(name).is_some_and(|room| room > 0);
@@ -514,62 +470,5 @@ impl<'b, 'p, 'a> Generator<'b, 'p, 'a> {
                 self.by(1 << bits);
             }
         }
-    }
-
-    /// What a guest does for a message or an event: pages, a connection by the test device, a call.
-    fn synic(&mut self) {
-        let what = self.byte();
-        let (vp, sint) = (u16::from(what & 1), u32::from(what >> 1 & 3));
-        let connection = u32::from(what >> 3 & 3);
-        let is_event = what & 0x80 != 0;
-        let [events, messages] = [0, 1].map(|i| self.places[i % self.places.len()] & !0xfff | 1);
-        let control = u64::from(self.byte() & 0xf0 != 0);
-        let msr = 0x4000_0080 + u32::from(self.byte() % 4);
-        let exit = Exit::HypervSynic { vp, msr, control, events, messages };
-        self.play(Op::Exit { cpu: 0, exit });
-        // A route and its interrupt; then a connection, or the end of one.
-        let connect = [4, 6, 5, 7][usize::from(self.byte() % 4)];
-        for command in [1, 3, connect] {
-            let word = connection << 24 | command << 16 | u32::from(vp) << 8 | sint;
-            self.access(Access::write(Space::Port, 0x3000, Size::B4, word.into()));
-        }
-        let (input, param) = match is_event {
-            true => (0x1_005d, u64::from(connection)),
-            false => {
-                let addr = self.places[0] & !7;
-                let words = [connection, 0, u32::from(self.byte()), u32::from(self.byte())];
-                let bytes = words.iter().flat_map(|w| w.to_le_bytes()).collect();
-                self.play(Op::Ram { addr, bytes, after: 0 });
-                (0x5c, addr)
-            }
-        };
-        let exit = Exit::HypervCall { input, params: [param, 0] };
-        self.play(Op::Exit { cpu: 0, exit });
-    }
-
-    /// Exits that are no I/O.
-    fn exit(&mut self) {
-        let exit = match self.byte() % 16 {
-            0 => Exit::Interrupted,
-            1 => Exit::Hlt,
-            2 => Exit::Rdmsr { index: self.value(Size::B4) as u32 },
-            3 => Exit::Wrmsr { index: self.value(Size::B4) as u32, value: self.value(Size::B8) },
-            4 => Exit::Hypercall { nr: self.value(Size::B8), args: [self.value(Size::B8), 0, 0] },
-            5 => Exit::IoapicEoi(self.byte()),
-            6 => Exit::SystemEvent(SystemEvent::Reset),
-            7 => Exit::SystemEvent(SystemEvent::Other(self.byte().into())),
-            8 => Exit::Shutdown,
-            9 => Exit::InternalError { suberror: self.byte().into() },
-            10 => Exit::MemoryFault { flags: 8, gpa: self.place(), size: 4096 },
-            11 => Exit::IrqWindow,
-            12 => Exit::SetTpr,
-            13 => Exit::BusLock,
-            14 => Exit::Notify,
-            _ => match self.byte() {
-                reason @ 0..0x20 => Exit::Unknown(reason.into()),
-                _ => return self.synic(),
-            },
-        };
-        self.play(Op::Exit { cpu: 0, exit });
     }
 }

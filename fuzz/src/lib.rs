@@ -1,12 +1,14 @@
 //! Generators of scripts, oracles over the board, and the libFuzzer targets.
 //!
-//! Bytes become a [script](vmm::script) ([`generators`]), a script is held against what every
-//! board must obey ([`oracles`]). Both are plain functions, so seeds and regressions run under
-//! `cargo test -p fuzz` with a stable compiler; a libFuzzer target only calls [`board`], or [`pci`] for
-//! the board with a PCI bus.
+//! What there is to fuzz is [one list](targets::ALL): the PC board, a board for each chip, and readers of
+//! bytes (loaders, texts, saved states). For a board, bytes become a [script](vmm::script)
+//! ([`generators`]), which is varied [operation by operation](mutate) and held against what every board
+//! must obey ([`oracles`]). All of it is plain functions, so seeds and regressions run under
+//! `cargo test -p fuzz` with a stable compiler, and [`hunt`] fuzzes with one.
 //!
-//! Another target, `wire`, is about [what emulated hosts report](wire), and has streams of bytes
-//! instead of scripts.
+//! Most inputs are played once. What takes the script to be played again is asked of one input in
+//! thirteen, by a byte of the input, so that an input does the same whenever it is tried. Boards are
+//! [used again](rig) with new devices, so that a steady execution makes no system call.
 //!
 //! `cargo xtask fuzz` builds the targets with libFuzzer's instrumentation, which is a handful of compiler
 //! flags (they are in `xtask/src/support/fuzz/build.rs`) and needs a nightly compiler, and runs them.

@@ -4,7 +4,7 @@
 //! they are put in, taken out, doubled, moved and changed one by one, and two inputs are crossed between
 //! operations. All of it is a function of its arguments.
 
-use crate::generators::{HEADER, RECORD};
+use crate::generators::{HEADER, LAWS, RECORD};
 
 /// Numbers that look random (xorshift64*).
 #[derive(Clone, Debug)]
@@ -95,16 +95,19 @@ pub fn mutate(input: &mut Vec<u8>, max: usize, seed: u64, mut inner: impl FnMut(
                     _ => record[..cut].copy_from_slice(&other[..cut]),
                 }
             }
-            14 => match rng.below(4) {
+            14 | 15 => match rng.below(4) {
                 // All kinds of operation, any, one more, one less; another device.
                 0 => input[..2].fill(0),
                 1 => input[rng.below(2)] = rng.byte(),
                 2 => input[rng.below(2)] ^= 1 << rng.below(8),
                 _ => input[2] = rng.byte(),
             },
-            _ => input[3] = rng.byte(),
+            _ => {}
         }
     }
+    // Not inherited: what asks for costly laws is quickly kept for what it then covers, and all its
+    // offspring would be as slow.
+    input[LAWS] = rng.byte();
     input.truncate(HEADER + most * RECORD);
 }
 

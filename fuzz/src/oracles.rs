@@ -118,9 +118,9 @@ impl Laws {
     /// All of them.
     pub const ALL: Laws = Laws(15);
 
-    /// What a byte of an input asks for: of 32 values one asks for everything, one each for a law.
+    /// What a byte of an input asks for: of 64 values one asks for everything, one each for a law.
     pub const fn asked(byte: u8) -> Laws {
-        match byte % 32 {
+        match byte % 64 {
             1 => Laws::TEXT,
             2 => Laws::REPEATS,
             3 => Laws::RESTORES,

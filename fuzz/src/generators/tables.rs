@@ -19,6 +19,8 @@ pub(super) enum Kind {
     Reset = 1 << 10,
     Exit = 1 << 11,
     Word = 1 << 12,
+    /// Tables that lead to each other.
+    Chain = 1 << 14,
     /// As it is written down; there whatever the mask says.
     Exact = 1 << 13,
 }
@@ -31,7 +33,7 @@ pub(super) const KINDS: [Kind; 64] = {
     [
         Read, Write, Read, Write, Read, Write, Read, Write, Read, Write, Read, Write, Read, Write, Read, Write,
         Read, Write, Read, Write, Read, Write, Read, Write, Write, Write, Write, Write, Write, Write, Again, Again,
-        Again, Again, Again, Again, Edge, Edge, Edge, Nowhere, Nowhere, Ram, Ram, Ram, Ram, Ram, Ram, Input,
+        Again, Again, Again, Again, Edge, Edge, Edge, Nowhere, Nowhere, Ram, Ram, Ram, Ram, Ram, Chain, Input,
         Input, Input, Input, Advance, Advance, Advance, Advance, Timer, Timer, Timer, SaveRestore, Reset, Exit, Exit, Word, Exact,
     ]
 };

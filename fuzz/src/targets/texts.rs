@@ -264,7 +264,7 @@ fn unittests(bytes: &[u8]) -> Said {
     match config::parse(&text(bytes)) {
         Ok(configs) => {
             for config in &configs {
-                testcases::kut::options::translate(config, 0);
+                testcases::kut::options::translate(config);
             }
             Ok(())
         }

@@ -15,6 +15,13 @@ impl Default for Lines {
 }
 
 impl Lines {
+    /// Nobody holds any.
+    pub(super) fn clear(&mut self) {
+        self.0
+            .iter_mut()
+            .for_each(|line| *line.get_mut().unwrap_or_else(PoisonError::into_inner) = 0);
+    }
+
     /// One driver of `gsi` changed its level. `tell` hears of it if the line did. A line's
     /// lock is taken by nobody else's accesses, only by changes of the same line, and it is held
     /// while `tell` is called, so that two changes are told in their order.

@@ -3,6 +3,7 @@
 use super::*;
 use crate::access::Space;
 use crate::device::Region;
+use crate::device::StateError;
 use crate::ram::Backing;
 
 /// Registers of one byte each; register 0 drives the line, register 1 asks for a power-off,
