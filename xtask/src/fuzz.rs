@@ -61,16 +61,18 @@ pub fn run(flags: &flags::Fuzz, out: &mut Out) -> Outcome {
                 return Ok(ExitCode::SUCCESS);
             };
             let text = std::fs::read(&to).unwrap_or_default();
-            if text.starts_with(b"# exitlab") {
+            let is_script = text.starts_with(b"# exitlab");
+            if is_script {
                 out.bytes(&text);
             }
-            let what = if text.starts_with(b"# exitlab") { "operations" } else { "bytes" };
+            let what = if is_script { "operations" } else { "bytes" };
             writeln!(out, "{}: {} {what}: {}", to.display(), least.ops, least.cause);
             return Ok(ExitCode::from(1));
         }
         FuzzAction::Cmin { target: name, stable } => {
-            for target in chosen(name)? {
-                let hunter = build::hunter(shop, Flavour::Plain, "fuzz-any", *stable)?;
+            let targets = chosen(name)?;
+            let hunter = build::hunter(shop, Flavour::Plain, "fuzz-any", *stable)?;
+            for target in targets {
                 let (before, after) = soak::merge(shop, target, &hunter)?;
                 writeln!(out, "{}: {before} inputs, now {after}", target.name);
             }

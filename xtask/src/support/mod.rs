@@ -44,6 +44,11 @@ impl Failure {
     pub fn bad(message: impl ToString) -> Failure {
         Failure { status: 1, message: message.to_string() }
     }
+
+    /// The user stopped it: status 130, as a shell tells of SIGINT.
+    pub fn stopped() -> Failure {
+        Failure { status: 130, message: "stopped".into() }
+    }
 }
 
 /// The directory of the workspace: of the sources this program was built from.

@@ -86,7 +86,7 @@ pub fn run(
         for entry in &mut caught {
             let Flaw { name: flaw, areas, .. } = &entry.flaw;
             if common.cancel.load(Ordering::Relaxed) {
-                return Err(Failure { status: 130, message: "stopped".into() });
+                return Err(Failure::stopped());
             }
             let start = Instant::now();
             let noticing = of_areas(&|area| areas.iter().any(|a| a == area), &chosen);

@@ -148,7 +148,7 @@ pub fn build(shop: Shop<'_>, flavour: Flavour, program: &str) -> Result<PathBuf,
     command.env("CARGO_PROFILE_RELEASE_LTO", "off");
     match process::run_inherited(&mut command, LIMIT, shop.cancel) {
         Ended::Exited(0) => {}
-        Ended::Cancelled => return Err(Failure { status: 130, message: "stopped".into() }),
+        Ended::Cancelled => return Err(Failure::stopped()),
         ended => {
             return Err(Failure::bad(format!("{program} ({}): {ended}", flavour.directory())));
         }

@@ -120,7 +120,7 @@ pub fn run(shop: Shop<'_>, options: &Options<'_>, out: &mut Out) -> Result<bool,
         std::fs::write(path, text).map_err(cannot("write the report", path))?;
     }
     if shop.stopped() {
-        return Err(Failure { status: 130, message: "stopped".into() });
+        return Err(Failure::stopped());
     }
     Ok(hunted.iter().all(|h| h.found && h.again.0 == h.again.1 && h.again.1 > 0))
 }

@@ -102,7 +102,7 @@ pub fn run(
     let mut good = true;
     for target in targets {
         if shop.stopped() {
-            return Err(Failure { status: 130, message: "stopped".into() });
+            return Err(Failure::stopped());
         }
         good &= one(shop, target, &hunter, options, out)?;
     }

@@ -91,7 +91,7 @@ impl Tool<'_> {
         let words: Vec<_> = words.iter().map(std::ffi::OsStr::new).collect();
         match self.run(&words, limit) {
             (Ended::Exited(0), out, _) => Ok(out),
-            (Ended::Cancelled, ..) => Err(Failure { status: 130, message: "stopped".into() }),
+            (Ended::Cancelled, ..) => Err(Failure::stopped()),
             (Ended::Exited(2), _, err) => {
                 let err = err.trim();
                 Err(Failure::input(err.strip_prefix("fuzz-tool: ").unwrap_or(err)))
@@ -124,7 +124,7 @@ impl Tool<'_> {
         let said = String::from_utf8_lossy(&said.contents()).trim().to_owned();
         let said = said.strip_prefix("fuzz-tool: ").unwrap_or(&said).to_owned();
         match ended {
-            Ended::Cancelled => Err(Failure { status: 130, message: "stopped".into() }),
+            Ended::Cancelled => Err(Failure::stopped()),
             Ended::Exited(status @ 0..=2) => Ok((Some(status), said)),
             ended => Ok((None, ended.to_string())),
         }
@@ -156,7 +156,7 @@ impl Tool<'_> {
         };
         match self.run(&words, limit) {
             (Ended::Exited(0), out, _) => Ok(judged(&out)),
-            (Ended::Cancelled, ..) => Err(Failure { status: 130, message: "stopped".into() }),
+            (Ended::Cancelled, ..) => Err(Failure::stopped()),
             (ended, ..) if engine::is_up(&ended) || matches!(ended, Ended::Killed { .. }) => {
                 died("bounds", format!("no end in {} s", JUDGE.as_secs()))
             }
@@ -189,7 +189,7 @@ impl Tool<'_> {
             ["min".as_ref(), target.as_ref(), file.as_ref(), out.as_ref(), most.as_ref()];
         match self.run(&words, SHORTEN) {
             (Ended::Exited(0), said, _) => Ok(judged(&said).or(Some(first))),
-            (Ended::Cancelled, ..) => Err(Failure { status: 130, message: "stopped".into() }),
+            (Ended::Cancelled, ..) => Err(Failure::stopped()),
             // It takes the process along: from outside, then.
             _ => self.min_outside(target, file, out, first).map(Some),
         }
