@@ -1,6 +1,7 @@
 //! Physical memory for the taking: RAM above the payload, below 4 GiB.
 
 use crate::boot::{self, Kind, Module};
+use crate::mem;
 use crate::sync::SpinLock;
 
 /// Bytes of a page.
@@ -58,6 +59,9 @@ fn largest_gap(start: u64, end: u64, modules: &[Module]) -> (u64, u64) {
     best
 }
 
+/// `ret`, near.
+pub const RET: u8 = 0xc3;
+
 /// A page of RAM, identity-mapped, the owner's alone until it is freed.
 #[derive(Debug)]
 pub struct Frame(u64);
@@ -98,6 +102,20 @@ pub fn alloc() -> Frame {
     };
     let mut frame = Frame(reused.unwrap_or_else(|| alloc_range(1, PAGE)));
     frame.bytes().fill(0);
+    frame
+}
+
+/// The address of a page full of `ret`, so that any byte of it can be read, written and called.
+pub fn of_ret() -> u64 {
+    let mut frame = alloc();
+    frame.bytes().fill(RET);
+    frame.address()
+}
+
+/// The address of a page whose first word is `word`; the rest is zero.
+pub fn with_word(word: u64) -> u64 {
+    let frame = alloc().address();
+    mem::write(frame, word).unwrap_or_else(|trap| panic!("write frame {frame:#x}: {trap}"));
     frame
 }
 

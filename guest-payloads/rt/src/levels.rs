@@ -5,7 +5,7 @@
 //! through protected mode without paging. [`crate::paging`] goes by CR4 and serves both.
 
 use crate::paging::{ADDRESS, Flags};
-use crate::{cpuid, frames, mem, reg};
+use crate::{cpuid, frames, reg};
 
 /// The first address beyond the lower half of 57 bits.
 pub const LOWER_END: u64 = 1 << 56;
@@ -30,10 +30,7 @@ pub fn five() -> u64 {
 
 /// A top table of five levels whose first entry leads to `table`, a top table of four.
 pub fn top_over(table: u64) -> u64 {
-    let root = frames::alloc().address();
-    let entry = table | Flags::RWU.0;
-    mem::write(root, entry).unwrap_or_else(|trap| panic!("write a frame: {trap}"));
-    root
+    frames::with_word(table | Flags::RWU.0)
 }
 
 /// Leaves long mode and enters it again on this CPU with the top table at `root`, of five levels or of four.

@@ -20,9 +20,10 @@ mod tlb;
 #[path = "paging/translate.rs"]
 mod translate;
 
+use payload_rt::frames::{RET, of_ret as frame_of_ret, with_word as frame_with};
+use payload_rt::mem;
 use payload_rt::paging::{self, Entry, Flags, Size};
 use payload_rt::trap::{self, Trap};
-use payload_rt::{check_ok, frames, mem};
 
 /// Linear addresses for tests: a slot of the top table that nothing else is in, apart from every
 /// boundary of a table.
@@ -69,23 +70,6 @@ impl Access {
             Access::Fetch => E_I,
         }
     }
-}
-
-/// `ret`.
-const RET: u8 = 0xc3;
-
-/// A frame full of `ret`, so that any byte of it can be read, written by [`Access::run`], and called.
-fn frame_of_ret() -> u64 {
-    let mut frame = frames::alloc();
-    frame.bytes().fill(RET);
-    frame.address()
-}
-
-/// A frame whose first word is `mark`.
-fn frame_with(mark: u64) -> u64 {
-    let frame = frames::alloc().address();
-    check_ok!(mem::write(frame, mark), "write frame {frame:#x}");
-    frame
 }
 
 /// Maps a 4 KiB page at `address`, readable, writable, executable, for CPL 0.

@@ -12,6 +12,7 @@ mod events;
 mod host;
 mod nested;
 
+use payload_rt::frames::{RET, of_ret as frame_of_ret, with_word as frame_with};
 use payload_rt::legacy::{self, Machine};
 use payload_rt::levels::{self, LOWER_END, UPPER};
 use payload_rt::paging::{self, Entry, Flags, Size};
@@ -31,23 +32,6 @@ const ADDRESSES: [u64; 5] = [
 
 /// One of them.
 const AT: u64 = ADDRESSES[1];
-
-/// `ret`.
-const RET: u8 = 0xc3;
-
-/// A frame full of `ret`.
-fn frame_of_ret() -> u64 {
-    let mut frame = frames::alloc();
-    frame.bytes().fill(RET);
-    frame.address()
-}
-
-/// A frame whose first word is `mark`.
-fn frame_with(mark: u64) -> u64 {
-    let frame = frames::alloc().address();
-    check_ok!(mem::write(frame, mark), "write frame {frame:#x}");
-    frame
-}
 
 /// Maps a page of 4 KiB, readable, writable, executable, for CPL 0.
 fn map(address: u64, frame: u64) -> Entry {
