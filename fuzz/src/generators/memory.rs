@@ -23,7 +23,10 @@ impl Generator<'_, '_, '_> {
         }
         match byte % 9 {
             0 => self.byte().into(),
-            1 => self.pick(EDGES),
+            1 => match (self.byte(), self.numbers) {
+                (byte @ 0x80.., &[_, ..]) => self.numbers[usize::from(byte) % self.numbers.len()],
+                (byte, _) => EDGES[usize::from(byte) % EDGES.len()],
+            },
             2 => 1 << (self.byte() % bits),
             3 => !(1 << (self.byte() % bits)),
             4 => self.pick(self.values),
