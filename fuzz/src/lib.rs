@@ -26,6 +26,7 @@ pub mod lab;
 pub mod minimise;
 pub mod mutate;
 pub mod oracles;
+pub mod recorded;
 pub mod registers;
 pub mod regressions;
 pub mod rig;

@@ -323,6 +323,15 @@ pub enum FuzzAction {
         /// A target's name, or all.
         target: String,
     },
+    /// Runs cases under KVM, and makes inputs of what their guests do to devices.
+    Record {
+        /// Which, as filters of `cargo xtask test`; all that this host can run if there is none.
+        #[arg(value_name = "FILTER")]
+        filters: Vec<String>,
+        /// Takes a recording of `vmm run --trace` instead; may be given more than once.
+        #[arg(long, value_name = "FILE", conflicts_with = "filters")]
+        file: Vec<PathBuf>,
+    },
     /// Groups findings by cause, and writes a regression for each.
     Triage,
     /// Plants known flaws, one at a time, and tells which the fuzzers find from nothing.

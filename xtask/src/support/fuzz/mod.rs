@@ -8,6 +8,7 @@ pub mod cover;
 pub mod engine;
 pub mod export;
 pub mod planted;
+pub mod record;
 pub mod run;
 pub mod soak;
 pub mod speed;
