@@ -12,6 +12,7 @@ pub static SNAPSHOT: Target = Target {
     about: "a board's saved state, with bytes of it changed",
     subject: Subject::Bytes { check, canary: |b| b.len() > 16 && check(b).is_ok() },
     sources: &["vmm/src/state.rs"],
+    beyond: &[],
     floor: 80,
     uncovered: "the tests of the module",
     words: &[b"com1", b"rtc", b"i8042", b"acpi-pm", b"fw-cfg", b"testdev"],
