@@ -8,6 +8,7 @@
 pub mod chips;
 mod loaders;
 mod pins;
+mod seeds;
 mod states;
 mod texts;
 
@@ -33,8 +34,8 @@ pub struct Target {
     pub subject: Subject,
     /// The source files that it is to cover, from the workspace's root.
     pub sources: &'static [&'static str],
-    /// Functions in them that no input reaches; their lines do not count.
-    pub beyond: &'static [Beyond],
+    /// What in them no input reaches; it does not count.
+    pub beyond: &'static [&'static [Beyond]],
     /// How many percent of the other lines a fuzzer covers from nothing, at least. What stays out is told
     /// in [`Target::uncovered`]. `cargo xtask fuzz floors` checks it.
     pub floor: u8,
@@ -46,15 +47,19 @@ pub struct Target {
     pub seeds: fn() -> Vec<Vec<u8>>,
 }
 
-/// A function that no input of a target reaches.
+/// Code that no input of a target reaches. Should an input reach it, it counts all the same.
 #[derive(Clone, Copy, Debug)]
 pub struct Beyond {
-    /// The source file, as in [`Target::sources`].
-    pub file: &'static str,
-    /// Its name.
+    /// The function; any if this is empty.
     pub function: &'static str,
+    /// What its lines say; all of its lines if this is empty.
+    pub text: &'static str,
     /// Why.
     pub why: &'static str,
+}
+
+const fn beyond(function: &'static str, text: &'static str, why: &'static str) -> Beyond {
+    Beyond { function, text, why }
 }
 
 /// What the bytes of a target are.

@@ -3,7 +3,7 @@
 //! What is counted comes from `llvm-cov export -format=lcov`: `SF:FILE`, then `DA:LINE,COUNT` for each line
 //! that holds code. What only tests have is not there, since the program is built without them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 use std::path::Path;
 
@@ -27,20 +27,19 @@ impl Source {
         self.counts.values().filter(|&&count| count > 0).count()
     }
 
-    /// Leaves the functions out that no input reaches.
-    ///
-    /// # Errors
-    ///
-    /// One of them is not in the file; its name.
-    pub fn leave_out(&mut self, text: &str, beyond: &[Beyond]) -> Result<(), String> {
-        for Beyond { file, function, .. } in beyond.iter().filter(|b| b.file == self.name) {
-            let found = extents(text, function);
-            if found.is_empty() {
-                return Err(format!("{file} has no function `{function}`"));
-            }
-            self.counts.retain(|line, _| !found.iter().any(|lines| lines.contains(line)));
+    /// Leaves out what no input reaches, and was not reached.
+    pub fn leave_out(&mut self, text: &str, beyond: &[&Beyond]) {
+        let lines: Vec<&str> = text.lines().collect();
+        for Beyond { function, text: says, .. } in beyond {
+            let within = match function.is_empty() {
+                true => vec![1..=lines.len()],
+                false => extents(&lines, function),
+            };
+            let within = within.into_iter().flatten();
+            let out: BTreeSet<usize> =
+                within.filter(|line| lines[line - 1].contains(says)).collect();
+            self.counts.retain(|line, count| *count > 0 || !out.contains(line));
         }
-        Ok(())
     }
 
     /// What was not reached: the function, and the lines of it, as people write them.
@@ -108,10 +107,9 @@ fn indent(line: &str) -> usize {
 }
 
 /// The lines, from 1 on, of the functions of this name: rustfmt ends one with a brace below its beginning.
-fn extents(text: &str, function: &str) -> Vec<RangeInclusive<usize>> {
-    let lines: Vec<&str> = text.lines().collect();
+fn extents(lines: &[&str], function: &str) -> Vec<RangeInclusive<usize>> {
     let starts = lines.iter().enumerate().filter(|(_, line)| begins(line) == Some(function));
-    let ends = starts.map(|(at, line)| (at, end(&lines, at, indent(line))));
+    let ends = starts.map(|(at, line)| (at, end(lines, at, indent(line))));
     ends.map(|(at, end)| at + 1..=end + 1).collect()
 }
 
@@ -173,12 +171,19 @@ impl A {
     }
 
     #[test]
-    fn functions_that_no_input_reaches_do_not_count() {
+    fn what_no_input_reaches_does_not_count() {
         let mut source = source();
-        let beyond = |function| Beyond { file: "a.rs", function, why: "it is" };
-        source.leave_out(TEXT, &[beyond("short"), beyond("long")]).expect("they are there");
+        let beyond = |function, text| Beyond { function, text, why: "it is" };
+        // Of `one`, only what was not reached.
+        let rules = [
+            beyond("one", ""),
+            beyond("", "-> u8 { 3 }"),
+            beyond("long", "4"),
+            beyond("longer", ""),
+        ];
+        source.leave_out(TEXT, &rules.each_ref());
+        let missed = source.missed(TEXT);
+        assert_eq!(missed, [("long".to_owned(), "8-9".to_owned())]);
         assert_eq!((source.counts.len(), source.covered()), (5, 3));
-        let error = source.leave_out(TEXT, &[beyond("longer")]).unwrap_err();
-        assert_eq!(error, "a.rs has no function `longer`");
     }
 }
