@@ -29,7 +29,7 @@ use vmm::script::replay::Outcome;
 use vmm::script::{Answer, BoardSpec, Effect, Op};
 
 use super::pins::{self, Pins};
-use super::{Beyond, Put, Subject, Target, beyond, seeds};
+use super::{Beyond, Put, Subject, Target, beyond, seeds, whole};
 
 /// What no exit leads to in any chip.
 const CHIP: &[Beyond] = &[
@@ -64,7 +64,7 @@ const HOST: &str = "asked by the host, and no script says it";
 const BASE: Target = Target {
     name: "",
     about: "",
-    subject: Subject::Bytes { check: |_| Ok(()), canary: |_| false },
+    subject: Subject::Bytes { make: whole, check: |_| Ok(()), canary: |_| false },
     sources: &[],
     beyond: &[CHIP],
     floor: 0,

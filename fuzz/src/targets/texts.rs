@@ -11,12 +11,15 @@ use vmm::machine::PciDevice;
 use vmm::script::parse;
 use vmm::units;
 
+use super::grammars;
 use super::{Said, Subject, Target};
+use crate::forms;
 
 pub static SCRIPT: Target = Target {
     name: "script",
     about: "the text form of scripts",
     subject: Subject::Bytes {
+        make: |b| forms::made(grammars::SCRIPT, b),
         check: script,
         canary: |b| parse(b).is_ok_and(|s| s.steps.len() > 1),
     },
@@ -57,7 +60,9 @@ pub static SCRIPT: Target = Target {
         b"\"",
     ],
     seeds: || {
-        vec![include_bytes!("../../regressions/board/edges-of-the-address-spaces.script").to_vec()]
+        vec![forms::raw(include_bytes!(
+            "../../regressions/board/edges-of-the-address-spaces.script"
+        ))]
     },
 };
 
@@ -65,6 +70,7 @@ pub static OPTIONS: Target = Target {
     name: "options",
     about: "values of the command line: sizes, times, processors, devices, protocols",
     subject: Subject::Bytes {
+        make: |b| forms::made(grammars::OPTIONS, b),
         check: options,
         canary: |b| b.first().is_some_and(|b| b % 7 == 3) && options(b).is_ok(),
     },
@@ -113,7 +119,11 @@ pub static OPTIONS: Target = Target {
 pub static CASE: Target = Target {
     name: "case",
     about: "case files",
-    subject: Subject::Bytes { check: case, canary: |b| case(b).is_ok() },
+    subject: Subject::Bytes {
+        make: |b| forms::made(grammars::CASE, b),
+        check: case,
+        canary: |b| b.len() > 60 && case(b).is_ok(),
+    },
     sources: &[
         "testcases/src/load.rs",
         "testcases/src/case/spec.rs",
@@ -154,6 +164,7 @@ pub static UNITTESTS: Target = Target {
     name: "unittests",
     about: "the unittests.cfg of kvm-unit-tests",
     subject: Subject::Bytes {
+        make: |b| forms::made(grammars::UNITTESTS, b),
         check: unittests,
         canary: |b| b.len() > 8 && config::parse(&text(b)).is_ok_and(|c| !c.is_empty()),
     },
@@ -194,6 +205,7 @@ pub static TRANSCRIPT: Target = Target {
     name: "transcript",
     about: "what a hostile guest says of its test",
     subject: Subject::Bytes {
+        make: |b| forms::made(grammars::TRANSCRIPT, b),
         check: transcript,
         canary: |b| matches!(Transcript::of("t", b).report(), Report::Ended(..)),
     },

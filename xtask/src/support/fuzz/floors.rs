@@ -10,7 +10,7 @@ use testcases::process::Ended;
 
 use super::build::{self, Flavour, Hunter};
 use super::cover::{self, Counted};
-use super::engine::{self, EXECUTION, Hunt};
+use super::engine::{self, EXECUTION, Hunt, Stat};
 use super::lines::Source;
 use super::{Shop, run};
 use crate::support::{Failure, Out};
@@ -20,7 +20,7 @@ const LIMIT: Duration = Duration::from_secs(1200);
 
 /// What a hunt reached.
 struct Reached {
-    runs: u64,
+    stat: Stat,
     took: Duration,
     sources: Vec<(Source, String)>,
 }
@@ -137,7 +137,7 @@ fn one(
         }
     }
     let sources = Counted::new(shop, target, tool, &work, &[corpus])?.lines()?;
-    Ok(Reached { runs: hunted.stat.runs, took: hunted.took, sources })
+    Ok(Reached { stat: hunted.stat, took: hunted.took, sources })
 }
 
 /// Tells what was reached; whether that is enough.
@@ -145,16 +145,21 @@ fn tell(target: &Target, reached: &Reached, out: &mut Out) -> bool {
     let (covered, all) = reached.lines();
     let (percent, floor) = (reached.percent(), target.floor);
     let good = percent >= f64::from(floor);
+    let (refused, read) = reached.stat.refused;
+    let share = match read {
+        0 => String::new(),
+        read => format!(", {:.1} % refused", refused as f64 * 100.0 / read as f64),
+    };
     writeln!(
         out,
-        "{:16} {percent:>5.1} % ({covered} of {all} lines), floor {floor} %, after {} executions in {:.1} s{}",
+        "{:16} {percent:>5.1} % ({covered} of {all} lines), floor {floor} %, after {} executions in {:.1} s{share}{}",
         target.name,
-        reached.runs,
+        reached.stat.runs,
         reached.took.as_secs_f64(),
         if good { "" } else { ": too little" }
     );
     if !good {
         cover::tell_missed(&reached.sources, out);
     }
-    good
+    run::tell_refused(&reached.stat, out) && good
 }
