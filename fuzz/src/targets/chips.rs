@@ -55,6 +55,7 @@ const CHIP: &[Beyond] = &[
         "the bus divides what is wider than a region takes",
     ),
     beyond("save", "return encode(", FLAW),
+    beyond("save", "entries.map(", FLAW),
 ];
 const FLAW: &str = "a flaw that only the feature `planted` has";
 const PUT_TOGETHER: &str = "asked of it while a machine is put together";
@@ -131,7 +132,7 @@ pub static PCI: Target = Target {
     floor: 75,
     uncovered: "what is asked of a board while it is put together",
     words: &[b"Shutdown"],
-    seeds: Vec::new,
+    seeds: seeds::pci,
 };
 
 const NOTHING: Put = |_| Ok(());
@@ -273,7 +274,7 @@ canary: |_, outcome| has(outcome, |e| matches!(e, Effect::AwaitEnd { .. })),
 |m| {
     m.add(Box::new(Pins::default()), &[pins::PORT], None)?;
     m.add_controller(Box::new(IoApic::new()), &[ioapic::BASE])
-});
+}, seeds: seeds::ioapic);
 
 // Without an I/O APIC: what that waits for would depend on tables in memory, which are no part of what is
 // saved. Target `pci` has both.
@@ -282,7 +283,7 @@ chip!(VTD, "vtd", "an IOMMU between the edu device and memory",
 // Translation is on.
 canary: |op, outcome| match (access(op), outcome.answer) {
     (Some(Access { addr, size, .. }), Answer::Value(value)) => {
-        addr + size.bytes() == vtd::BASE + 0x20 && value >> (size.bytes() * 8 - 1) == 1
+        addr.wrapping_add(size.bytes()) == vtd::BASE + 0x20 && value >> (size.bytes() * 8 - 1) == 1
     }
     _ => false,
 },

@@ -94,9 +94,10 @@ fn loaded(bytes: &[u8]) -> Result<Protocol, String> {
         4 => Protocol::Elf,
         5 => Protocol::Flat { addr: 0x9_ff00, mode: Mode::Long64 },
         6 => Protocol::Flat { addr: 0x7c00, mode: Mode::Real16 },
-        _ if sound => {
-            Protocol::Flat { addr: (0x100 | u64::from(choice) / 2) << 12, mode: Mode::Protected32 }
-        }
+        _ if sound => Protocol::Flat {
+            addr: (0x100 | (u64::from(choice) >> 1)) << 12,
+            mode: Mode::Protected32,
+        },
         _ => Protocol::Flat { addr: u64::from(choice) << 12, mode: Mode::Protected32 },
     };
     images::with_ram(|ram| {
@@ -152,7 +153,8 @@ fn payload(bytes: &[u8]) -> Said {
 fn acpi(bytes: &[u8]) -> Said {
     let (&choice, ids) = bytes.split_first().unwrap_or((&0, &[]));
     let wide = |pair: &[u8]| u32::from_le_bytes([pair[0], *pair.get(1).unwrap_or(&0), 0, 0]);
-    let repeat = if choice & 8 == 0 { 1 } else { 64 };
+    // As rarely as inputs of other readers are damaged.
+    let repeat = if how(bytes).0 == How::Sound { 1 } else { 64 };
     let ids: Vec<u32> = ids.chunks(2).map(wide).collect::<Vec<_>>().repeat(repeat);
     let iommu = (choice & 1 == 1).then_some(IommuConfig { interrupts: choice & 2 == 2 });
     let board = Described { apic_ids: &ids, pci: choice & 4 == 4, iommu };

@@ -162,7 +162,11 @@ static WIRE: Target = Target {
         canary: |b| wire::check(how(b).1).0 >= 3,
     },
     sources: &["testcases/src/wire.rs"],
-    beyond: &[],
+    beyond: &[&[
+        beyond("slowness", "", "for who sets time limits"),
+        beyond("frame", "", "the other end writes these frames; what it does is in `fuzz::wire`"),
+        beyond("garbage", "", "for who shows a console"),
+    ]],
     floor: 70,
     uncovered: "what writes frames to a port, and the messages of a runner's own results",
     words: &[],

@@ -2,10 +2,12 @@
 //! that agree with each other, chance alone does not put together in a minute.
 
 use vmm::access::{Access, Size, Space};
+use vmm::chips::ioapic;
 use vmm::chips::pci::edu::{self, reg as dma};
 use vmm::chips::pci::vtd::{self, reg, status};
 use vmm::script::{BoardSpec, Op, Script};
 
+use super::pins;
 use crate::generators;
 
 /// Where the edu device's registers are, and its function's number.
@@ -99,6 +101,30 @@ pub fn pci_config() -> Vec<Vec<u8>> {
         &[raise(2)],
     ];
     vec![input("pci-config", parts.concat())]
+}
+
+/// An entry of the I/O APIC (82093AA, 3.2.4): its lower half.
+fn entry(pin: u64, low: u64) -> [Op; 2] {
+    [write4(ioapic::BASE, 0x10 + 2 * pin), write4(ioapic::BASE + 0x10, low)]
+}
+
+/// A level-triggered and an edge-triggered entry, whose lines go high, and low.
+pub fn ioapic() -> Vec<Vec<u8>> {
+    let pins = |levels| out4(pins::PORT, levels);
+    let level = [&entry(3, 0x8043)[..], &[pins(8), pins(0), pins(8)]].concat();
+    let edge = [&entry(2, 0x42)[..], &[pins(4), pins(0), pins(4)]].concat();
+    vec![input("ioapic", level), input("ioapic", edge)]
+}
+
+/// The edu device of a PC, in slot 4: its interrupt by the I/O APIC, and by message.
+pub fn pci() -> Vec<Vec<u8>> {
+    let config = |offset: u64, value| [out4(0xcf8, 0x8000_2000 | offset), out4(0xcfc, value)];
+    let raise = [write4(EDU + (1 << 20) + dma::RAISE, 1)];
+    let lines = [&entry(10, 0xa043)[..], &entry(11, 0xa044), &raise[..]].concat();
+    let message = [&config(4, 6)[..], &config(0x44, 0xfee0_1000), &config(0x40, 1 << 16), &raise];
+    let memory = [&config(4, 6)[..], &config(0x44, 0x1000), &config(0x40, 1 << 16), &raise];
+    let all = [lines, message.concat(), memory.concat()];
+    all.into_iter().map(|ops| input("pc", ops)).collect()
 }
 
 /// Where the tables of the IOMMU lie.

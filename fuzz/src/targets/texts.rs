@@ -1,5 +1,8 @@
 //! What people and files say in words.
 
+use std::fmt::{Debug, Display};
+use std::str::FromStr;
+
 use testcases::kut::config;
 use testcases::load;
 use testcases::transcript::{Report, Transcript};
@@ -12,7 +15,7 @@ use vmm::script::parse;
 use vmm::units;
 
 use super::grammars;
-use super::{Said, Subject, Target};
+use super::{Said, Subject, Target, beyond};
 use crate::forms;
 
 pub static SCRIPT: Target = Target {
@@ -75,7 +78,7 @@ pub static OPTIONS: Target = Target {
         canary: |b| b.first().is_some_and(|b| b % 7 == 3) && options(b).is_ok(),
     },
     sources: &["vmm/src/units.rs", "vmm/src/boot/protocol.rs", "vmm/src/cpuid/model.rs"],
-    beyond: &[],
+    beyond: &[&[beyond("is_model", "", "for who reads QEMU's options; target `unittests`")]],
     floor: 70,
     uncovered: "what is made of a model once it is read",
     words: &[
@@ -116,6 +119,9 @@ pub static OPTIONS: Target = Target {
     seeds: Vec::new,
 };
 
+/// Reads directories, where the target has a text.
+const READS_DIRS: &str = "reads directories";
+
 pub static CASE: Target = Target {
     name: "case",
     about: "case files",
@@ -129,7 +135,22 @@ pub static CASE: Target = Target {
         "testcases/src/case/spec.rs",
         "testcases/src/case/machine.rs",
     ],
-    beyond: &[],
+    beyond: &[&[
+        beyond("of_dir", "", READS_DIRS),
+        beyond("load", "", READS_DIRS),
+        beyond("load_named", "", READS_DIRS),
+        beyond("entries", "", READS_DIRS),
+        beyond("read", "", READS_DIRS),
+        beyond("new", "", "of what was read"),
+        beyond("add", "", "of what was read"),
+        beyond("get", "", "of what was read"),
+        beyond("iter", "", "of what was read"),
+        beyond("payload", "", "of what was read"),
+        beyond("test", "", "of what was read"),
+        beyond("fmt", "", "of what was read"),
+        beyond("arguments", "", "of what was read"),
+        beyond("word", "", "of what was read"),
+    ]],
     floor: 40,
     uncovered: "what reads directories, and what becomes of a case that was read",
     words: &[
@@ -255,8 +276,8 @@ fn options(bytes: &[u8]) -> Said {
         1 => units::duration(&text)
             .map(|time| assert_eq!(units::duration(&units::show_duration(time)), Ok(time)))
             .map_err(|e| e.to_string()),
-        2 => text.parse::<Protocol>().map(drop).map_err(|e| e.to_string()),
-        3 => text.parse::<CpuModel>().map(drop).map_err(|e| e.to_string()),
+        2 => again::<Protocol>(&text),
+        3 => again::<CpuModel>(&text),
         4 => text.parse::<PciDevice>().map(drop),
         5 => text.parse::<Serial>().map(drop),
         _ => text.parse::<Enlightenments>().map(drop).map_err(|e| e.to_string()),
@@ -269,6 +290,20 @@ fn options(bytes: &[u8]) -> Said {
         );
     }
     said
+}
+
+/// What is read from a text is read again from what it says itself.
+fn again<T>(text: &str) -> Said
+where
+    T: FromStr<Err: Display> + Display + Debug + PartialEq,
+{
+    let value: T = text.parse().map_err(|e: T::Err| e.to_string())?;
+    let shown = value.to_string();
+    match shown.parse::<T>() {
+        Ok(again) => assert_eq!(again, value, "`{text}` says of itself `{shown}`"),
+        Err(e) => panic!("`{text}` says of itself `{shown}`: {e}"),
+    }
+    Ok(())
 }
 
 fn case(bytes: &[u8]) -> Said {
