@@ -129,7 +129,7 @@ pub static PCI: Target = Target {
     },
     sources: &["vmm/src/machine/pci.rs", "vmm/src/machine/interrupts.rs"],
     beyond: &[CHIP],
-    floor: 84,
+    floor: 91,
     uncovered: "what is asked of a board while it is put together",
     words: &[b"Shutdown"],
     seeds: seeds::pci,
@@ -269,7 +269,7 @@ beyond: &[CHIP, &[
     beyond("write", "return Err(IoError::Width)", "the bus divides what is wider than a region takes"),
 ]]);
 
-chip!(IOAPIC, "ioapic", "an I/O APIC whose lines a guest drives", ["ioapic.rs"], 90 "",
+chip!(IOAPIC, "ioapic", "an I/O APIC whose lines a guest drives", ["ioapic.rs"], 96 "",
 canary: |_, outcome| has(outcome, |e| matches!(e, Effect::AwaitEnd { .. })),
 |m| {
     m.add(Box::new(Pins::default()), &[pins::PORT], None)?;

@@ -49,7 +49,7 @@ pub static PAYLOAD: Target = Target {
     },
     sources: &["vmm/src/payload/elf.rs", "vmm/src/payload/table.rs"],
     beyond: &[],
-    floor: 88,
+    floor: 86,
     uncovered: "tables that are damaged in one word and whole in all others",
     words: &[b"\x7fELF\x02\x01\x01", b".exitlab.tests"],
     seeds: || vec![vec![0, images::PAYLOAD, 0, 3, 5, 1, 2, 3, 0, 7, 40]],
