@@ -12,6 +12,7 @@ use vmm::exit::Exit;
 use vmm::script::replay::Outcome;
 use vmm::script::{Answer, Effect, Op, Step};
 
+use crate::forms::HOW;
 use crate::generators::{HEADER, RECORD, words};
 use crate::mutate::{Rng, cross, mutate};
 use crate::targets::{Subject, Target};
@@ -233,5 +234,7 @@ impl Hunt {
             }
         }
         input.truncate(self.max);
+        // Not inherited; see `forms`.
+        input.iter_mut().skip(HOW).take(1).for_each(|how| *how = rng.byte());
     }
 }

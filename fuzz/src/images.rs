@@ -1,16 +1,23 @@
-//! Images that are nearly right: a template, with fields changed.
+//! Images that are right, or nearly so: a template, with fields changed.
 //!
-//! The first byte of an input chooses the template, the second is for whoever loads the image; then
-//! come changes of 4 bytes each: where, and how. Template 0 is the rest of the input as it is.
+//! The first byte of an input says how it is made ([`forms`](crate::forms)), the second chooses the
+//! template, the third is for whoever loads the image; then come changes of 4 bytes each: where, and how.
+//! A sound image has other code; a damaged one any other field.
 
 use std::cell::OnceCell;
 
+use payload_abi::TEST_MAGIC;
 use vmm::ram::GuestRam;
 
+use crate::forms::{Choices, How, how};
 use crate::targets::loader_ram;
 
-/// How many templates there are beside the input itself.
+/// How many templates there are; and one more, which is a payload.
 pub const TEMPLATES: u8 = 7;
+/// That one.
+pub const PAYLOAD: u8 = 7;
+/// Bytes at the end of a template that are only code.
+const CODE_BYTES: usize = 32;
 
 /// Where a template's code goes.
 const CODE: u64 = 0x10_0000;
@@ -37,19 +44,40 @@ pub fn wipe(ram: &GuestRam) -> Vec<u64> {
 
 /// The image that these bytes make.
 pub fn made(bytes: &[u8]) -> Vec<u8> {
-    let (&template, rest) = bytes.split_first().unwrap_or((&0, &[]));
+    let (how, rest) = how(bytes);
+    let (&template, rest) = rest.split_first().unwrap_or((&0, &[]));
     let rest = rest.get(1..).unwrap_or(&[]);
-    let mut image = match template % (TEMPLATES + 1) {
-        0 => return rest.to_vec(),
-        1 => elf(true, &[]),
-        2 => elf(false, &[]),
-        3 => elf(true, &pvh_note()),
-        4 => elf(false, &pvh_note()),
-        5 => multiboot(1 << 16, &[0x10_0100, 0x10_0000, 0, 0x10_4000, 0x10_0004], 0x100),
-        6 => [elf(false, &[]), vec![0; 64], multiboot(3, &[], 0)].concat(),
+    if how == How::Raw {
+        return rest.to_vec();
+    }
+    if template == PAYLOAD {
+        let mut image = payload(rest);
+        if how == How::Damaged {
+            change(&mut image, rest);
+        }
+        return image;
+    }
+    let mut image = match template % TEMPLATES {
+        0 => elf(true, &[]),
+        1 => elf(false, &[]),
+        2 => elf(true, &pvh_note()),
+        3 => elf(false, &pvh_note()),
+        4 => multiboot(1 << 16, &[0x10_0100, 0x10_0000, 0, 0x10_4000, 0x10_0004], 0x100),
+        5 => [elf(false, &[]), vec![0; 64], multiboot(3, &[], 0)].concat(),
         _ => [&[0; 510][..], &[0x55, 0xaa], b"HdrS"].concat(),
     };
-    for change in rest.as_chunks::<4>().0 {
+    if how == How::Damaged {
+        change(&mut image, rest);
+    } else if !matches!(template % TEMPLATES, 2 | 3) {
+        let at = image.len() - CODE_BYTES;
+        image[at..].iter_mut().zip(rest).for_each(|(byte, code)| *byte = *code);
+    }
+    image
+}
+
+/// Changes fields, 4 bytes each.
+fn change(image: &mut Vec<u8>, changes: &[u8]) {
+    for change in changes.as_chunks::<4>().0 {
         let [low, high, how, value] = *change;
         let at = usize::from(low) | usize::from(high) << 8;
         // Most of what matters is in the headers.
@@ -67,6 +95,66 @@ pub fn made(bytes: &[u8]) -> Vec<u8> {
             _ => image.truncate(at + 1),
         }
     }
+}
+
+/// A payload: a loaded segment, a note, a table of tests, symbols, and sections that name them.
+fn payload(bytes: &[u8]) -> Vec<u8> {
+    let mut choices = Choices(bytes);
+    let word = |value: u64| value.to_le_bytes();
+    let (mut texts, mut tests, mut symbols) = (Vec::new(), Vec::new(), vec![0; 24]);
+    // The header, three segments, and what loaders look for.
+    let multiboot = multiboot(0, &[], 0);
+    let texts_at = 64 + 3 * 56 + multiboot.len() as u64;
+    let names = b"\0.shstrtab\0.exitlab.tests\0.symtab\0.strtab\0.bss\0";
+    for test in 0..choices.below(5) {
+        let mut put = |text: &[u8]| {
+            texts.extend_from_slice(text);
+            CODE + texts_at + (texts.len() - text.len()) as u64
+        };
+        let mut name = vec![b'a' + test as u8];
+        name.extend((0..choices.below(20)).map(|_| b"0_zZ"[choices.below(4)]));
+        let about = vec![b' ' + choices.byte() % 90; 1 + choices.below(200)];
+        let (name_at, about_at) = (put(&name), put(&about));
+        let magic = u64::from(TEST_MAGIC);
+        let entry =
+            [magic, name_at, name.len() as u64, about_at, about.len() as u64, CODE].map(word);
+        tests.extend_from_slice(entry.as_flattened());
+        // Its name among the sections' is as good as any.
+        let symbol = [u64::from(choices.byte() % 24) | 0x1_0012_0000_0000, name_at, 8].map(word);
+        symbols.extend_from_slice(symbol.as_flattened());
+    }
+    let tests_at = texts_at + texts.len() as u64;
+    let symbols_at = tests_at + tests.len() as u64;
+    let names_at = symbols_at + symbols.len() as u64;
+    let sections_at = names_at + names.len() as u64;
+    let mut image = vec![0x7f, b'E', b'L', b'F', 2, 1, 1];
+    image.resize(16, 0);
+    let mut put = |bytes: usize, value: u64| image.extend(&value.to_le_bytes()[..bytes]);
+    let header =
+        [(2, 2), (2, 62), (4, 1), (8, CODE), (8, 64), (8, sections_at), (4, 0), (2, 64), (2, 56)];
+    let counts = [(2, 3), (2, 64), (2, 6), (2, 1)];
+    header.into_iter().chain(counts).for_each(|(bytes, value)| put(bytes, value));
+    // One that is not loaded, one that is, and the note, which is empty.
+    for (kind, at, to, len) in [(0, 0, 0, 0), (1, 0, CODE, sections_at), (4, 64, 0, 0)] {
+        [(4, kind), (4, 7)].into_iter().for_each(|(bytes, value)| put(bytes, value));
+        [at, to, to, len, len, 4].into_iter().for_each(|value| put(8, value));
+    }
+    let parts = [multiboot, texts, tests.clone(), symbols.clone(), names.to_vec()];
+    image.extend(parts.concat());
+    let mut section =
+        |name: u64, kind: u64, flags: u64, at: u64, len: u64, link: u64, each: u64| {
+            let mut put = |bytes: usize, value: u64| image.extend(&value.to_le_bytes()[..bytes]);
+            [name, kind].into_iter().for_each(|value| put(4, value));
+            [flags, 0, at, len].into_iter().for_each(|value| put(8, value));
+            [link, 0].into_iter().for_each(|value| put(4, value));
+            [1, each].into_iter().for_each(|value| put(8, value));
+        };
+    section(0, 0, 0, 0, 0, 0, 0);
+    section(1, 3, 0, names_at, names.len() as u64, 0, 0);
+    section(11, 1, 2, tests_at, tests.len() as u64, 0, 0);
+    section(26, 2, 0, symbols_at, symbols.len() as u64, 4, 24);
+    section(34, 3, 0, names_at, names.len() as u64, 0, 0);
+    section(42, 8, 6, 0, 1 << 20, 0, 0);
     image
 }
 

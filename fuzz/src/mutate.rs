@@ -30,7 +30,8 @@ impl Rng {
         ((self.number() >> 32) as usize) % n
     }
 
-    fn byte(&mut self) -> u8 {
+    /// 8 bits.
+    pub fn byte(&mut self) -> u8 {
         (self.number() >> 56) as u8
     }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::generators::MAX_OPS;
 use crate::hunt::{Hunt, Seen};
 use crate::judge;
-use crate::targets::Target;
+use crate::targets::{self, Target};
 
 /// How long one execution may take.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -92,6 +92,7 @@ pub fn hunt(target: &'static Target, plan: &Plan) -> io::Result<(u64, Option<Pat
     fs::create_dir_all(&plan.corpus)?;
     fs::create_dir_all(&plan.artifacts)?;
     watch(plan.artifacts.clone());
+    targets::tell_refused();
     let start = Instant::now();
     let mut hunt = Hunt::new(target, plan.seed, MAX_OPS);
     let begin = files(&plan.corpus)?.into_iter().map(|(_, bytes)| bytes);

@@ -116,7 +116,18 @@ pub fn stream(bytes: &[u8]) -> (Vec<Piece>, [u8; 4]) {
 /// # Panics
 /// When the decoder does what it must not.
 pub fn check(bytes: &[u8]) -> (usize, u64) {
-    let (pieces, cuts) = stream(bytes);
+    check_with(bytes, false)
+}
+
+/// The same; with `whole`, a message that is whole comes last.
+///
+/// # Panics
+/// As [`check`].
+pub fn check_with(bytes: &[u8], whole: bool) -> (usize, u64) {
+    let (mut pieces, cuts) = stream(bytes);
+    if whole {
+        pieces.push(Piece::Whole(Words::Alive(bytes.len() as u64)));
+    }
     let (mut stream, mut sent) = (Vec::new(), VecDeque::new());
     for piece in &pieces {
         let (bytes, whole) = piece.bytes();

@@ -2,10 +2,11 @@
 
 mod common;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use common::input;
+use fuzz::hunt::Hunt;
 use fuzz::targets::{ALL, Subject, build, named};
 use vmm::script::replay::Player;
 
@@ -85,4 +86,44 @@ fn every_target_takes_nothing_its_seeds_and_anything() {
             target.run(&input(n));
         }
     }
+}
+
+/// A fuzzer that is mostly told that its input is none looks at errors only.
+#[test]
+fn of_ten_inputs_at_most_one_is_refused() {
+    let mut wrong = Vec::new();
+    for target in ALL.iter().filter(|target| target.board().is_none()) {
+        let mut hunt = Hunt::new(target, 1, 24);
+        (target.seeds)().into_iter().for_each(|seed| hunt.add(seed));
+        let step = |hunt: &mut Hunt| hunt.step().unwrap_or_else(|found| panic!("{}", found.says));
+        (0..1000).for_each(|_| step(&mut hunt));
+        let before = (hunt.runs, hunt.taken);
+        (0..3000).for_each(|_| step(&mut hunt));
+        let (runs, taken) = (hunt.runs - before.0, hunt.taken - before.1);
+        println!("{}: {} of {runs} refused", target.name, runs - taken);
+        if (runs - taken) * 10 > runs {
+            wrong.push(format!("{}: {} of {runs}", target.name, runs - taken));
+        }
+    }
+    assert!(wrong.is_empty(), "too many inputs are refused: {}", wrong.join("; "));
+}
+
+/// A reason for code that is no longer there is no reason.
+#[test]
+fn what_no_input_reaches_is_in_the_sources() {
+    let root = here().parent().expect("the workspace");
+    let mut rules: BTreeMap<(&str, &str), bool> = BTreeMap::new();
+    for target in ALL {
+        let sources = target.sources.iter().map(|source| root.join(source));
+        let texts: Vec<_> =
+            sources.map(|path| std::fs::read_to_string(path).expect("a source")).collect();
+        for rule in target.beyond.iter().copied().flatten() {
+            assert!(!rule.why.is_empty() && (rule.function, rule.text) != ("", ""), "{rule:?}");
+            let function = format!("fn {}", rule.function);
+            let is_there = texts.iter().any(|t| t.contains(rule.text) && t.contains(&function));
+            *rules.entry((rule.function, rule.text)).or_default() |= is_there;
+        }
+    }
+    let gone: Vec<_> = rules.iter().filter(|(_, is_there)| !**is_there).collect();
+    assert!(gone.is_empty(), "{gone:?}");
 }

@@ -332,6 +332,26 @@ pub enum FuzzAction {
         #[arg(long, value_name = "FILE", conflicts_with = "filters")]
         file: Vec<PathBuf>,
     },
+    /// Hunts from an empty corpus, and fails a target that reaches fewer lines than its floor.
+    Floors {
+        /// A target's name, or all.
+        target: String,
+        /// How many executions each.
+        #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..))]
+        runs: u64,
+        /// So much processor time each, in the place of --runs.
+        #[arg(long, value_name = "TIME", conflicts_with = "runs")]
+        time: Option<String>,
+        /// How many targets side by side.
+        #[arg(long, short, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+        jobs: u16,
+        /// Where chance begins; 0 is anywhere.
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        seed: u32,
+        /// As of `run`.
+        #[arg(long)]
+        stable: bool,
+    },
     /// Groups findings by cause, and writes a regression for each.
     Triage,
     /// Plants known flaws, one at a time, and tells which the fuzzers find from nothing.

@@ -11,7 +11,7 @@ use crate::flags::{self, FuzzAction};
 use crate::support::fuzz::build::{self, Flavour};
 use crate::support::fuzz::tool::Tool;
 use crate::support::fuzz::{
-    Shop, chosen, cover, export, owner, planted, record, run, soak, speed, target, triage,
+    Shop, chosen, cover, export, floors, owner, planted, record, run, soak, speed, target, triage,
 };
 use crate::support::out::complain;
 use crate::support::{self, Failure, Out, Outcome};
@@ -80,6 +80,17 @@ pub fn run(flags: &flags::Fuzz, out: &mut Out) -> Outcome {
         FuzzAction::Cover { target } => cover::run(shop, &chosen(target)?, out)?,
         FuzzAction::Speed { target } => speed::run(shop, &chosen(target)?, out)?,
         FuzzAction::Record { filters, file } => record::run(shop, filters, file, out)?,
+        FuzzAction::Floors { target, runs, time, jobs, seed, stable } => {
+            let time = time.as_deref().map(|text| duration("--time", text)).transpose()?;
+            let options = floors::Options {
+                runs: if time.is_some() { 0 } else { *runs },
+                time,
+                seed: *seed,
+                jobs: usize::from(*jobs),
+                stable: *stable,
+            };
+            return Ok(status(floors::run(shop, &chosen(target)?, &options, out)?));
+        }
         FuzzAction::Triage => triage::run(shop, out)?,
         FuzzAction::Planted { names, jobs, budget, seed, stable, json } => {
             let options = planted::Options {

@@ -263,8 +263,9 @@ fn show(target: &str, file: &str) -> Result<ExitCode, Wrong> {
                 outcome.effects.iter().for_each(|effect| tell(format!("        {effect}\n")));
             }
         }
-        Input::Bytes(_, bytes) => {
-            for (at, line) in bytes.chunks(16).enumerate() {
+        Input::Bytes(target, bytes) => {
+            let made = target.made(bytes).unwrap_or_default();
+            for (at, line) in made.chunks(16).enumerate() {
                 let hex: Vec<_> = line.iter().map(|byte| format!("{byte:02x}")).collect();
                 let shown = |&b: &u8| if (b' '..=b'~').contains(&b) { char::from(b) } else { '.' };
                 let text: String = line.iter().map(shown).collect();

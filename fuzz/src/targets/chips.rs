@@ -29,7 +29,50 @@ use vmm::script::replay::Outcome;
 use vmm::script::{Answer, BoardSpec, Effect, Op};
 
 use super::pins::{self, Pins};
-use super::{Put, Subject, Target};
+use super::{Beyond, Put, Subject, Target, beyond, seeds, whole};
+
+/// What no exit leads to in any chip.
+const CHIP: &[Beyond] = &[
+    beyond("default", "", "boards are built with `new`"),
+    beyond("fmt", "", "for who debugs"),
+    beyond("restore", "StateError {", "a state that no device saved; target `snapshot` has them"),
+    beyond("restore", "let what =", "a state that no device saved; target `snapshot` has them"),
+    beyond("restore", "error(", "a state that no device saved; target `snapshot` has them"),
+    beyond("", "_ => Err(IoError::NoRegister)", "the bus hands a device what lies in its regions"),
+    beyond(
+        "",
+        "_ => return Err(IoError::NoRegister)",
+        "the bus hands a device what lies in its regions",
+    ),
+    beyond(
+        "",
+        "(0, _) => Err(IoError::Width)",
+        "the bus divides what is wider than a region takes",
+    ),
+    beyond(
+        "",
+        "(0, _) => return Err(IoError::Width)",
+        "the bus divides what is wider than a region takes",
+    ),
+    beyond("save", "return encode(", FLAW),
+    beyond("save", "entries.map(", FLAW),
+];
+const FLAW: &str = "a flaw that only the feature `planted` has";
+const PUT_TOGETHER: &str = "asked of it while a machine is put together";
+const HOST: &str = "asked by the host, and no script says it";
+
+/// What targets about chips have in common.
+const BASE: Target = Target {
+    name: "",
+    about: "",
+    subject: Subject::Bytes { make: whole, check: |_| Ok(()), canary: |_| false },
+    sources: &[],
+    beyond: &[CHIP],
+    floor: 0,
+    uncovered: "",
+    words: &[b"Shutdown"],
+    seeds: Vec::new,
+};
 
 /// The first of some expressions.
 macro_rules! first {
@@ -41,7 +84,7 @@ macro_rules! first {
 /// A target about what `put` puts on a board.
 macro_rules! chip {
     ($name:ident, $text:literal, $about:literal, [$($source:literal),+], $floor:literal $uncovered:literal,
-        $(numbers: $numbers:expr,)? canary: $canary:expr, $put:expr) => {
+        $(numbers: $numbers:expr,)? canary: $canary:expr, $put:expr $(, $field:ident: $value:expr)*) => {
         #[doc = concat!("Target `", $text, "`.")]
         pub static $name: Target = Target {
             name: $text,
@@ -55,8 +98,8 @@ macro_rules! chip {
             sources: &[$(concat!("vmm/src/chips/", $source)),+],
             floor: $floor,
             uncovered: $uncovered,
-            words: &[b"Shutdown"],
-            seeds: Vec::new,
+            $($field: $value,)*
+            ..BASE
         };
     };
 }
@@ -72,7 +115,8 @@ pub static BOARD: Target = Target {
         canary: |_, outcome| outcome.answer == Answer::Stop(Stop::PowerOff),
     },
     sources: &["vmm/src/machine/mod.rs", "vmm/src/machine/synic.rs", "vmm/src/bus.rs"],
-    floor: 75,
+    beyond: &[CHIP],
+    floor: 86,
     uncovered: "what is asked of a board while it is put together",
     words: &[b"Shutdown"],
     seeds: Vec::new,
@@ -94,10 +138,11 @@ pub static PCI: Target = Target {
         canary: moved,
     },
     sources: &["vmm/src/machine/pci.rs", "vmm/src/machine/interrupts.rs"],
-    floor: 75,
+    beyond: &[CHIP],
+    floor: 91,
     uncovered: "what is asked of a board while it is put together",
     words: &[b"Shutdown"],
-    seeds: Vec::new,
+    seeds: seeds::pci,
 };
 
 const NOTHING: Put = |_| Ok(());
@@ -135,24 +180,42 @@ fn port(port: u16) -> [u64; 1] {
 }
 
 chip!(UART, "uart", "a 16550 at COM1", ["uart.rs"], 95 "",
-    canary: |op, outcome| *op == Op::Timer && high(outcome),
-    |m| m.add(Box::new(Uart::new("com1")), &port(uart::COM1.0), Some(uart::COM1.1)));
+canary: |op, outcome| *op == Op::Timer && high(outcome),
+|m| m.add(Box::new(Uart::new("com1")), &port(uart::COM1.0), Some(uart::COM1.1)),
+beyond: &[CHIP, &[
+    beyond("receive_break", "", HOST),
+    beyond("read", "_FIFO_ERROR;", "follows a break, which the host sends"),
+    beyond("read", "if r.fifo {", "follows a break, which the host sends"),
+    beyond("read", "LSR_BREAK;", "follows a break, which the host sends"),
+    beyond("read", "r.breaks", "follows a break, which the host sends"),
+    beyond("", "return Err(IoError::Width)", "the bus divides what is wider than a region takes"),
+    beyond("write", "BASE_BAUD / u64::from(self.regs.divisor)", FLAW),
+]]);
 
-chip!(RTC, "rtc", "the clock with its battery's memory", ["rtc.rs", "rtc/calendar.rs"], 90 "",
+chip!(RTC, "rtc", "the clock with its battery's memory", ["rtc.rs", "rtc/calendar.rs"], 91 "",
 canary: |op, outcome| *op == Op::Timer && high(outcome),
 |m| {
     let mut chip = Rtc::new(0);
     chip.set_memory(MIN_SIZE);
     m.add(Box::new(chip), &port(rtc::BASE), Some(rtc::GSI))
-});
+}, beyond: &[CHIP, &[
+    beyond("nmi_masked", "", HOST),
+    beyond("", "(0 | 1, _) => return Err(IoError::Width)", "the bus divides what is wider than a region takes"),
+    beyond("", "self.set_calendar(self.calendar().after(1))", FLAW),
+    beyond("", "for _ in 0..seconds", FLAW),
+]]);
 
 chip!(I8042, "i8042", "the keyboard controller with its keyboard", ["i8042.rs", "i8042/keyboard.rs"],
-90 "",
+88 "commands of the keyboard that a hunt of seconds does not send in their order",
 canary: |_, outcome| high(outcome),
 |m| {
     let places = [i8042::DATA_PORT, i8042::COMMAND_PORT];
     m.add(Box::new(I8042::new()), &places, Some(i8042::GSI))
-});
+}, beyond: &[CHIP, &[
+    beyond("", "return Err(IoError::NoRegister)", "the bus hands a device what lies in its regions"),
+    beyond("", "Some(\"", "a state that no device saved; target `snapshot` has them"),
+    beyond("", "Some(what) => Err(StateError", "a state that no device saved; target `snapshot` has them"),
+]]);
 
 chip!(ACPI_PM, "acpi-pm", "ACPI's fixed power management", ["acpi_pm.rs"], 90 "",
 canary: |_, outcome| matches!(outcome.answer, Answer::Stop(Stop::Sleep(_))),
@@ -162,8 +225,8 @@ canary: |_, outcome| matches!(outcome.answer, Answer::Stop(Stop::Sleep(_))),
     m.add(Box::new(AcpiPm::new(TimerWidth::Bits24)), &places, Some(acpi_pm::GSI))
 });
 
-chip!(FW_CFG, "fw-cfg", "fw_cfg with its DMA", ["fw_cfg.rs"], 80
-"what is asked of it while a machine is put together: items and files that are refused",
+chip!(FW_CFG, "fw-cfg", "fw_cfg with its DMA", ["fw_cfg.rs"], 90
+"",
 // A byte of a file.
     canary: |_, outcome| outcome.answer == Answer::Value(0x5a),
     |m| {
@@ -171,45 +234,62 @@ chip!(FW_CFG, "fw-cfg", "fw_cfg with its DMA", ["fw_cfg.rs"], 80
     let mut chip = FwCfg::new(&standard);
     chip.add_file("opt/exitlab", vec![0x5a; 300]).expect("an empty directory has room");
     m.add(Box::new(chip), &[fw_cfg::SELECTOR_PORT, fw_cfg::DMA_PORT], None)
-});
+}, beyond: &[CHIP, &[
+    beyond("add", "", PUT_TOGETHER),
+    beyond("add_file", "FwCfgError::", PUT_TOGETHER),
+    beyond("", "key::UUID", PUT_TOGETHER),
+    beyond("", "is no key\"", "a state that no device saved; target `snapshot` has them"),
+    beyond("", "which has {len} bytes here\"", "a state that no device saved; target `snapshot` has them"),
+    beyond("", "let Regs { selector, offset, .. } = regs;", "a state that no device saved"),
+    beyond("", "(0, 1, _) => Err(IoError::Width)", "the bus divides what is wider than a region takes"),
+]]);
 
-chip!(POST, "post", "the port of POST codes", ["post.rs"], 90 "",
+chip!(POST, "post", "the port of POST codes", ["post.rs"], 97 "",
     canary: |_, outcome| outcome.answer == Answer::Value(0x80),
     |m| m.add(Box::new(PostPort::default()), &port(post::BASE), None));
 
-chip!(RESETS, "resets", "port 0x92 and the reset control register", ["resets.rs"], 90 "",
+chip!(RESETS, "resets", "port 0x92 and the reset control register", ["resets.rs"], 97 "",
 canary: |_, outcome| outcome.answer == Answer::Stop(Stop::Reset),
 |m| {
     m.add(Box::new(Port92::new()), &port(resets::PORT92), None)?;
     m.add(Box::new(ResetControl::default()), &port(resets::RESET_CONTROL), None)
-});
+}, beyond: &[CHIP, &[beyond("config_address", "", "only a board with a PCI bus asks; targets about functions")]]);
 
-chip!(EXIT, "exit", "the port that ends the VM", ["exit.rs"], 90 "",
+chip!(EXIT, "exit", "the port that ends the VM", ["exit.rs"], 97 "",
     canary: |_, outcome| outcome.answer == Answer::Stop(Stop::Exit(0x55)),
-    |m| m.add(Box::new(DebugExit), &port(exit::BASE), None));
+    |m| m.add(Box::new(DebugExit), &port(exit::BASE), None),
+    beyond: &[CHIP, &[beyond("", "return Err(IoError::NoRegister)", "the bus hands a device what lies in its regions")]]);
 
-chip!(SHUTDOWN, "shutdown", "the port that takes the word `Shutdown`", ["shutdown.rs"], 90 "",
+chip!(SHUTDOWN, "shutdown", "the port that takes the word `Shutdown`", ["shutdown.rs"], 97 "",
     canary: |_, outcome| outcome.answer == Answer::Stop(Stop::PowerOff),
     |m| m.add(Box::new(ShutdownPort::default()), &port(shutdown::BASE), None));
 
 chip!(HYPERV_TESTDEV, "hyperv-testdev", "the test device of Hyper-V's messages and events",
-    ["hyperv_testdev.rs"], 90 "",
+    ["hyperv_testdev.rs"], 97 "",
     canary: |_, outcome| has(outcome, |e| matches!(e, Effect::Sint { .. })),
     |m| m.add(Box::new(HypervTestDevice::default()), &port(hyperv_testdev::BASE), None));
 
-chip!(TESTDEV, "testdev", "the test device of kvm-unit-tests", ["testdev.rs"], 90 "",
-    canary: |_, outcome| has(outcome, |e| matches!(e, Effect::Remap(_))),
-    |m| m.add(Box::new(TestDevice::new()), &testdev::BASES, None));
+chip!(TESTDEV, "testdev", "the test device of kvm-unit-tests", ["testdev.rs"], 97 "",
+canary: |_, outcome| has(outcome, |e| matches!(e, Effect::Remap(_))),
+|m| m.add(Box::new(TestDevice::new()), &testdev::BASES, None),
+beyond: &[CHIP, &[
+    beyond("region", "", "a table that the compiler makes"),
+    beyond("latch_bits", "IoError::NoRegister", "the bus hands a device what lies in its regions"),
+    beyond("", "_ => Err(IoError::Width)", "the bus divides what is wider than a region takes"),
+    beyond("write", "return Err(IoError::Width)", "the bus divides what is wider than a region takes"),
+]]);
 
-chip!(IOAPIC, "ioapic", "an I/O APIC whose lines a guest drives", ["ioapic.rs"], 90 "",
+chip!(IOAPIC, "ioapic", "an I/O APIC whose lines a guest drives", ["ioapic.rs"], 96 "",
 canary: |_, outcome| has(outcome, |e| matches!(e, Effect::AwaitEnd { .. })),
 |m| {
     m.add(Box::new(Pins::default()), &[pins::PORT], None)?;
     m.add_controller(Box::new(IoApic::new()), &[ioapic::BASE])
-});
+}, seeds: seeds::ioapic);
 
-chip!(VTD, "vtd", "an IOMMU between the edu device, an I/O APIC and memory",
-["pci/vtd/mod.rs", "pci/vtd/queue.rs", "pci/vtd/remap.rs", "pci/vtd/walk.rs", "pci/memory.rs"], 85 "what takes tables, queues and devices that agree with each other",
+// Without an I/O APIC: what that waits for would depend on tables in memory, which are no part of what is
+// saved. Target `pci` has both.
+chip!(VTD, "vtd", "an IOMMU between the edu device and memory",
+["pci/vtd/mod.rs", "pci/vtd/queue.rs", "pci/vtd/remap.rs", "pci/vtd/walk.rs", "pci/memory.rs"], 94 "",
 // Translation is on.
 canary: |op, outcome| match (access(op), outcome.answer) {
     (Some(Access { addr, size, .. }), Answer::Value(value)) => {
@@ -218,27 +298,36 @@ canary: |op, outcome| match (access(op), outcome.answer) {
     _ => false,
 },
 |m| {
-    let unit = Vtd::new(false);
+    let unit = Vtd::new(true);
     m.add_iommu(Box::new(unit.clone()), &[vtd::BASE], Arc::new(unit.clone()))?;
-    m.add(Box::new(Pins::default()), &[pins::PORT], None)?;
-    m.add_controller(Box::new(IoApic::new()), &[ioapic::BASE])?;
     bus(m, Some(Arc::new(unit)), &[PciDevice::Edu])
-});
+}, seeds: seeds::vtd);
 
 chip!(PCI_CONFIG, "pci-config", "PCI configuration space, with base addresses that move",
-    ["pci/config.rs", "pci/mod.rs", "pci/bridge.rs", "pci/msi.rs"], 85 "what takes tables, queues and devices that agree with each other",
-    canary: moved,
-    |m| bus(m, None, &PciDevice::ALL));
+["pci/config.rs", "pci/mod.rs", "pci/bridge.rs", "pci/msi.rs"], 95 "",
+canary: moved,
+|m| bus(m, None, &PciDevice::ALL),
+seeds: seeds::pci_config, beyond: &[CHIP, &[
+    beyond("", "Bar::Memory64", "no function has a base address of 64 bits"),
+    beyond("is_empty", "", PUT_TOGETHER),
+    beyond("config_region", "", "a table that the compiler makes"),
+    beyond("device", "", "for who writes a slot down"),
+    beyond("check", "error(format!(", "a state that no device saved; target `snapshot` has them"),
+]]);
 
-chip!(PCI_TESTDEV, "pci-testdev", "the test device on a PCI bus", ["pci/testdev.rs"], 85 "what takes tables, queues and devices that agree with each other",
+chip!(PCI_TESTDEV, "pci-testdev", "the test device on a PCI bus", ["pci/testdev.rs"], 93 "",
     canary: moved,
     |m| bus(m, None, &[PciDevice::TestDevice]));
 
-chip!(EDU, "edu", "the edu device: factorials, DMA and interrupts", ["pci/edu.rs"], 90 "",
-    // Where the engine's buffer begins and nearly ends; lengths; commands.
-    numbers: &[edu::BUFFER, edu::BUFFER + edu::BUFFER_BYTES as u64 - 4, edu::BUFFER_BYTES as u64, 4, 1, 3, 5, 7],
-    canary: |_, outcome| high(outcome),
-    |m| bus(m, None, &[PciDevice::Edu]));
+chip!(EDU, "edu", "the edu device: factorials, DMA and interrupts", ["pci/edu.rs"], 95 "",
+// Where the engine's buffer begins and nearly ends; lengths; commands.
+numbers: &[edu::BUFFER, edu::BUFFER + edu::BUFFER_BYTES as u64 - 4, edu::BUFFER_BYTES as u64, 4, 1, 3, 5, 7],
+canary: |_, outcome| high(outcome),
+|m| bus(m, None, &[PciDevice::Edu]),
+seeds: seeds::edu, beyond: &[CHIP, &[
+    beyond("factorial", "black_box", FLAW),
+    beyond("range", "start + length", FLAW),
+]]);
 
 /// A PCI bus with these devices, from slot 3 on as on a PC.
 fn bus(

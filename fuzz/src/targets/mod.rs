@@ -6,12 +6,15 @@
 //! where a PC has it, so that a script is short and quick, and any address leads somewhere.
 
 pub mod chips;
+mod grammars;
 mod loaders;
 mod pins;
+mod seeds;
 mod states;
 mod texts;
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::io::Write as _;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use vmm::machine::{BoardError, Machine};
 use vmm::script::replay::{self, BuildError, Outcome};
@@ -19,6 +22,7 @@ use vmm::script::{BoardSpec, Op};
 
 pub use loaders::ram as loader_ram;
 
+use crate::forms::{HOW, How, how};
 use crate::hunt::Seen;
 use crate::{Board, lab, rig, wire};
 
@@ -33,8 +37,10 @@ pub struct Target {
     pub subject: Subject,
     /// The source files that it is to cover, from the workspace's root.
     pub sources: &'static [&'static str],
-    /// How many percent of their lines a fuzzer covers in a minute, from nothing. What stays out is
-    /// told in [`Target::uncovered`].
+    /// What in them no input reaches; it does not count.
+    pub beyond: &'static [&'static [Beyond]],
+    /// How many percent of the other lines a fuzzer covers from nothing, at least. What stays out is told
+    /// in [`Target::uncovered`]. `cargo xtask fuzz floors` checks it.
     pub floor: u8,
     /// Why it is not all of them; empty if it is.
     pub uncovered: &'static str,
@@ -42,6 +48,21 @@ pub struct Target {
     pub words: &'static [&'static [u8]],
     /// Inputs to begin with.
     pub seeds: fn() -> Vec<Vec<u8>>,
+}
+
+/// Code that no input of a target reaches. Should an input reach it, it counts all the same.
+#[derive(Clone, Copy, Debug)]
+pub struct Beyond {
+    /// The function; any if this is empty.
+    pub function: &'static str,
+    /// What its lines say; all of its lines if this is empty.
+    pub text: &'static str,
+    /// Why.
+    pub why: &'static str,
+}
+
+const fn beyond(function: &'static str, text: &'static str, why: &'static str) -> Beyond {
+    Beyond { function, text, why }
 }
 
 /// What the bytes of a target are.
@@ -60,11 +81,19 @@ pub enum Subject {
     },
     /// Bytes that something reads.
     Bytes {
-        /// Reads them, and panics if something is wrong with how they are read.
+        /// What is read: made of the input's bytes as [`forms`](crate::forms) says, or those themselves if what reads them
+        /// does so.
+        make: fn(&[u8]) -> Vec<u8>,
+        /// Reads it, and panics if something is wrong with how it is read.
         check: fn(&[u8]) -> Said,
-        /// What must be among inputs sooner or later: see [`arm`].
+        /// What must be read sooner or later: see [`arm`].
         canary: fn(&[u8]) -> bool,
     },
+}
+
+/// The input itself.
+fn whole(bytes: &[u8]) -> Vec<u8> {
+    bytes.to_vec()
 }
 
 /// What a reader says of some bytes: that it takes them, or why not.
@@ -110,12 +139,14 @@ static LAB: Target = Target {
     name: "lab",
     about: "the decoder of a guest's lab requests",
     subject: Subject::Bytes {
+        make: lab::made,
         check: |b| lab::check(b).then_some(()).ok_or_else(String::new),
         canary: |b| b.get(4) == Some(&9) && lab::check(b),
     },
     sources: &["vmm/src/lab/request.rs"],
-    floor: 90,
-    uncovered: "",
+    beyond: &[],
+    floor: 85,
+    uncovered: "values of arguments that no hunt of seconds draws",
     words: &[],
     seeds: Vec::new,
 };
@@ -124,15 +155,22 @@ static WIRE: Target = Target {
     name: "wire",
     about: "the decoder of an emulated host's messages",
     subject: Subject::Bytes {
+        make: whole,
         check: |b| {
-            let (found, garbage) = wire::check(b);
+            let (how, rest) = how(b);
+            let (found, garbage) = wire::check_with(rest, how == How::Sound);
             (found > 0).then_some(()).ok_or_else(|| format!("{} garbage", garbage.min(3)))
         },
-        canary: |b| wire::check(b).0 >= 3,
+        canary: |b| wire::check(how(b).1).0 >= 3,
     },
     sources: &["testcases/src/wire.rs"],
-    floor: 70,
-    uncovered: "what writes frames to a port, and the messages of a runner's own results",
+    beyond: &[&[
+        beyond("slowness", "", "for who sets time limits"),
+        beyond("frame", "", "the other end writes these frames; what it does is in `fuzz::wire`"),
+        beyond("garbage", "", "for who shows a console"),
+    ]],
+    floor: 90,
+    uncovered: "a decoder that is asked for a frame in the midst of a header",
     words: &[],
     seeds: Vec::new,
 };
@@ -196,16 +234,61 @@ impl Target {
                 rig::with(spec, |rig| crate::obeys(bytes, rig, canary, seen));
                 true
             }
-            Subject::Bytes { check, canary } => {
-                assert!(!(armed() && canary(bytes)), "the canary is dead");
-                let said = check(bytes);
+            Subject::Bytes { make, check, canary } => {
+                let made = make(bytes);
+                assert!(!(armed() && canary(&made)), "the canary is dead");
+                let said = check(&made);
                 if let Some(seen) = seen {
-                    seen.said(bytes, &said);
+                    seen.said(&made, &said);
                 }
+                SHARE.count(said.is_ok());
                 said.is_ok()
             }
         }
     }
+
+    /// What the target reads for these bytes; none if they are a script for a board.
+    pub fn made(&self, bytes: &[u8]) -> Option<Vec<u8>> {
+        match self.subject {
+            Subject::Board { .. } => None,
+            Subject::Bytes { make, .. } => Some(make(bytes)),
+        }
+    }
+}
+
+/// How many inputs were read, and how many of them refused, after the first [`Share::WARM`].
+#[derive(Debug)]
+struct Share {
+    tells: AtomicBool,
+    read: AtomicU64,
+    refused: AtomicU64,
+}
+
+static SHARE: Share =
+    Share { tells: AtomicBool::new(false), read: AtomicU64::new(0), refused: AtomicU64::new(0) };
+
+impl Share {
+    /// A corpus may be anything; what is made of it is the target's own.
+    const WARM: u64 = 1000;
+
+    fn count(&self, taken: bool) {
+        if !self.tells.load(Ordering::Relaxed) {
+            return;
+        }
+        let read = self.read.fetch_add(1, Ordering::Relaxed) + 1;
+        let Some(read) = read.checked_sub(Share::WARM).filter(|&read| read > 0) else { return };
+        let refused = u64::from(!taken);
+        let refused = self.refused.fetch_add(refused, Ordering::Relaxed) + refused;
+        if read >= Share::WARM && read.is_power_of_two() {
+            // Whoever does not listen does not want to know.
+            let _ = writeln!(std::io::stderr(), "stat::refused: {refused} of {read}");
+        }
+    }
+}
+
+/// From now on, how many inputs are refused goes to standard error now and then.
+pub fn tell_refused() {
+    SHARE.tells.store(true, Ordering::Relaxed);
 }
 
 static ARMED: AtomicBool = AtomicBool::new(false);
@@ -230,6 +313,7 @@ pub fn start(name: &str) -> &'static Target {
     if std::env::var_os("EXITLAB_FUZZ_CANARY").is_some() {
         arm();
     }
+    tell_refused();
     named(name).expect("a file of fuzz_targets has the name of a target")
 }
 
@@ -245,7 +329,10 @@ pub fn mutate(
     inner: fn(&mut [u8], usize, usize) -> usize,
 ) -> usize {
     if matches!(target.subject, Subject::Bytes { .. }) {
-        return inner(data, size, max);
+        let size = inner(data, size, max);
+        // Not inherited; see `forms`.
+        data[..size].iter_mut().skip(HOW).take(1).for_each(|how| *how = (seed >> 16) as u8);
+        return size;
     }
     let mut input = data[..size].to_vec();
     crate::mutate::mutate(&mut input, max, seed.into(), |record| {
@@ -266,6 +353,7 @@ pub fn cross(target: &Target, one: &[u8], other: &[u8], out: &mut [u8], seed: u3
             let (to, from) = (rng.below(one.len() + 1), rng.below(other.len() + 1));
             let mut child = [&one[..to], &other[from..]].concat();
             child.truncate(out.len());
+            child.iter_mut().skip(HOW).take(1).for_each(|how| *how = rng.byte());
             child
         }
     };
@@ -289,4 +377,32 @@ macro_rules! target {
             $crate::targets::cross(&TARGET, one, other, out, seed)
         });
     };
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::mutate::Rng;
+
+    #[test]
+    fn what_is_made_sound_is_taken() {
+        let mut rng = Rng::new(1);
+        for target in ALL {
+            let Subject::Bytes { make, check, .. } = target.subject else { continue };
+            let mut refused: BTreeMap<String, usize> = BTreeMap::new();
+            for n in 0..2000 {
+                let mut bytes: Vec<u8> = (0..n % 120).map(|_| rng.byte()).collect();
+                bytes.iter_mut().skip(HOW).take(1).for_each(|how| *how = 0);
+                if let Err(why) = check(&make(&bytes)) {
+                    let why: String = why.chars().filter(|c| !c.is_ascii_digit()).collect();
+                    *refused.entry(why).or_default() += 1;
+                }
+            }
+            // What two choices make of each other may be wrong once in a while.
+            let all: usize = refused.values().sum();
+            assert!(all <= 60, "{}: {all} of 2000: {refused:#?}", target.name);
+        }
+    }
 }

@@ -4,30 +4,37 @@ use vmm::machine::MachineState;
 use vmm::script::{BoardSpec, Op};
 use vmm::state;
 
-use super::{Said, Subject, Target};
-use crate::rig;
+use super::{Said, Subject, Target, whole};
+use crate::forms::{How, how};
+use crate::{generators, rig};
 
 pub static SNAPSHOT: Target = Target {
     name: "snapshot",
     about: "a board's saved state, with bytes of it changed",
-    subject: Subject::Bytes { check, canary: |b| b.len() > 16 && check(b).is_ok() },
+    subject: Subject::Bytes { make: whole, check, canary: |b| b.len() > 16 && check(b).is_ok() },
     sources: &["vmm/src/state.rs"],
-    floor: 80,
-    uncovered: "the tests of the module",
+    beyond: &[],
+    floor: 90,
+    uncovered: "",
     words: &[b"com1", b"rtc", b"i8042", b"acpi-pm", b"fw-cfg", b"testdev"],
     seeds: Vec::new,
 };
 
-/// The input's first two bytes choose a device; what follows are changes to its state, 4 bytes each,
-/// and what the state is cut off to. Whether the board takes it back.
+/// What follows the first byte is a script, after which the board is saved. In a damaged state one device's
+/// is changed, by 4 bytes each; which, is what the second byte says. Whether the board takes it back.
 fn check(bytes: &[u8]) -> Said {
-    let (&which, rest) = bytes.split_first().unwrap_or((&0, &[]));
+    let (how, rest) = how(bytes);
+    let (&which, rest) = rest.split_first().unwrap_or((&0, &[]));
     rig::with(BoardSpec::default, |rig| {
         let mut player = rig.take();
+        let script = if how == How::Raw { &[] } else { rest };
+        let generated = generators::play(script, rig.board(), &mut player);
+        generated.played.unwrap_or_else(|violation| panic!("{violation}\n{}", generated.script));
         let mut saved = player.machine().save();
         let at = usize::from(which) % saved.devices.len();
         let state = &mut saved.devices[at].1;
-        for change in rest.as_chunks::<4>().0 {
+        let changes = if how == How::Sound { &[] } else { rest };
+        for change in changes.as_chunks::<4>().0.iter().take(8) {
             let [low, high, how, value] = *change;
             let at = (usize::from(low) | usize::from(high) << 8) % state.len().max(1);
             match (how % 4, state.get_mut(at)) {

@@ -190,6 +190,16 @@ impl<'a> Fetcher<'a> {
         piece::busybox(&tree).ok_or_else(|| vanished(&tree))
     }
 
+    /// LLVM's `llvm-cov`, with `llvm-profdata` beside it, from packages; what is on the machine is for the
+    /// caller to try, since it must read what the compiler at hand writes.
+    ///
+    /// # Errors
+    ///
+    /// None can be fetched. `tried` is what else was tried.
+    pub fn llvm(&mut self, tried: Vec<String>) -> Result<Program, FetchError> {
+        self.program(Piece::Llvm, tried, false)
+    }
+
     /// The user's own program.
     fn given(&self, piece: Piece, path: &Path, flag: &str) -> Result<Program, FetchError> {
         let path = own::named(path, &self.tools);

@@ -71,6 +71,7 @@ pub(super) fn tell(
     // that must begin so.
     let (ask, before, can, line): (&[&str], _, &[&str], _) = match piece {
         Piece::Qemu => (&["--version"], "QEMU emulator version ", &["-accel", "help"], "tcg"),
+        Piece::Llvm => (&["--version"], "LLVM version ", &["--help"], "Usage: llvm-cov"),
         _ => (&["--help"], "Bochs x86 Emulator ", &["--help", "cpu"], BOCHS_MODEL),
     };
     let run = |args: &[&str]| {

@@ -215,7 +215,7 @@ impl<'a> Fetcher<'a> {
     fn prove(&self, piece: Piece, tree: &Path) -> Result<String, Failed> {
         let lacks = || Failed::Suite(format!("its packages hold no {}", piece.name()));
         match piece {
-            Piece::Qemu | Piece::Bochs => {
+            Piece::Qemu | Piece::Bochs | Piece::Llvm => {
                 let program = piece.program(tree).ok_or_else(lacks)?;
                 self.tell(piece, &program)?.map_err(Failed::Suite)
             }

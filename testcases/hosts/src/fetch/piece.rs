@@ -23,6 +23,7 @@ pub(super) enum Piece {
     BochsFirmware,
     Kernel(Flavour),
     Busybox,
+    Llvm,
 }
 
 /// The directory of libraries, with and without the merged /usr.
@@ -38,6 +39,7 @@ impl Piece {
             Piece::Kernel(Flavour::Cloud) => "kernel-cloud",
             Piece::Kernel(Flavour::Full) => "kernel-full",
             Piece::Busybox => "busybox",
+            Piece::Llvm => "llvm",
         }
     }
 
@@ -50,6 +52,7 @@ impl Piece {
             Piece::Kernel(Flavour::Cloud) => "a kernel for virtual machines",
             Piece::Kernel(Flavour::Full) => "a kernel with all drivers",
             Piece::Busybox => "busybox",
+            Piece::Llvm => "LLVM's tools for coverage",
         }
     }
 
@@ -73,6 +76,10 @@ impl Piece {
                  modules are in /lib/modules, or a directory with boot/vmlinuz-* and lib/modules"
             }
             Piece::Busybox => "Install a statically linked busybox on PATH",
+            Piece::Llvm => {
+                "Install llvm-profdata and llvm-cov that read profiles of version 10: `rustup component add \
+                 llvm-tools` brings the compiler's own, and Debian's package llvm-19 or later has them"
+            }
         }
     }
 
@@ -94,6 +101,7 @@ impl Piece {
             Piece::Kernel(Flavour::Cloud) => &["linux-image-cloud-amd64"],
             Piece::Kernel(Flavour::Full) => &["linux-image-amd64"],
             Piece::Busybox => &["busybox-static"],
+            Piece::Llvm => &["llvm-19"],
         }
     }
 
@@ -102,7 +110,7 @@ impl Piece {
         match self {
             // The metapackage depends on the kernel's real name.
             Piece::Kernel(_) => |name| name.starts_with("linux-image-"),
-            Piece::Qemu | Piece::Bochs => is_library,
+            Piece::Qemu | Piece::Bochs | Piece::Llvm => is_library,
             Piece::BochsFirmware | Piece::Busybox => |_| false,
         }
     }
@@ -113,6 +121,8 @@ impl Piece {
             Piece::Qemu => "usr/bin/qemu-system-x86_64",
             // usr/bin/bochs is a script that starts this one.
             Piece::Bochs => "usr/bin/bochs-bin",
+            // Not the link in usr/bin: llvm-profdata is beside this one.
+            Piece::Llvm => "usr/lib/llvm-19/bin/llvm-cov",
             _ => return None,
         };
         let libraries: Vec<_> =
@@ -128,6 +138,7 @@ impl Piece {
                     .map(|dir| tree.join(dir))
                     .into(),
             ),
+            Piece::Llvm => (Vec::new(), Vec::new()),
             _ => (
                 vec![
                     ("LTDL_LIBRARY_PATH", library.join("bochs/plugins")),

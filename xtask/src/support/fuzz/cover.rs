@@ -1,89 +1,24 @@
-//! Which code a target's corpus reaches: by the compiler's own counters, read with LLVM's tools.
+//! Which code a target's inputs reach: by the compiler's own counters, read with LLVM's tools.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output};
 use std::time::Duration;
 
-use fuzz::targets::Target;
+use fuzz::targets::{Beyond, Target};
 use serde::Deserialize;
 use testcases::process::{self, Ended};
 
 use super::build::{self, Flavour};
+use super::lines::{self, Source};
+use super::llvm::Llvm;
 use super::{Shop, cannot};
 use crate::support::out::complain;
 use crate::support::{Failure, Out};
 
-/// The versions of LLVM that are looked for, the newest first.
-const VERSIONS: std::ops::RangeInclusive<u32> = 14..=30;
 /// How long a corpus may take to be run.
 const LIMIT: Duration = Duration::from_secs(1800);
-
-/// LLVM's tools for coverage: the directory that they are in, and what stands behind their names.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Llvm {
-    dir: Option<PathBuf>,
-    suffix: String,
-}
-
-impl Llvm {
-    fn program(&self, name: &str) -> PathBuf {
-        let name = format!("{name}{}", self.suffix);
-        self.dir.as_ref().map_or_else(|| name.clone().into(), |dir| dir.join(&name))
-    }
-
-    /// Where they may be: the toolchain's component llvm-tools, Debian's packages, the path.
-    fn candidates(root: &Path) -> Vec<Llvm> {
-        let sysroot = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))
-            .args(["--print", "sysroot"])
-            .current_dir(root)
-            .output();
-        let own = sysroot.ok().filter(|out| out.status.success()).map(|out| {
-            let sysroot = String::from_utf8_lossy(&out.stdout).trim().to_owned();
-            Path::new(&sysroot).join("lib/rustlib/x86_64-unknown-linux-gnu/bin")
-        });
-        let plain = String::new;
-        let mut all: Vec<Llvm> =
-            own.into_iter().map(|dir| Llvm { dir: Some(dir), suffix: plain() }).collect();
-        for version in VERSIONS.rev() {
-            let dir = PathBuf::from(format!("/usr/lib/llvm-{version}/bin"));
-            all.push(Llvm { dir: Some(dir), suffix: plain() });
-            all.push(Llvm { dir: None, suffix: format!("-{version}") });
-        }
-        all.push(Llvm { dir: None, suffix: plain() });
-        all.retain(|llvm| {
-            let mut command = Command::new(llvm.program("llvm-profdata"));
-            command.arg("--version").stdin(Stdio::null()).stdout(Stdio::null());
-            command.stderr(Stdio::null()).status().is_ok_and(|status| status.success())
-        });
-        all
-    }
-
-    /// Those that read what this compiler writes.
-    fn reading(root: &Path, raw: &[PathBuf], merged: &Path) -> Result<Llvm, Failure> {
-        let mut why = Vec::new();
-        for llvm in Llvm::candidates(root) {
-            let program = llvm.program("llvm-profdata");
-            let shown = program.display().to_string();
-            let mut command = Command::new(&program);
-            command.args(["merge", "-sparse"]).args(raw).arg("-o").arg(merged);
-            match command.stdin(Stdio::null()).output() {
-                Ok(out) if out.status.success() => return Ok(llvm),
-                Ok(out) => {
-                    let text = String::from_utf8_lossy(&out.stderr).into_owned();
-                    why.push(format!("{shown}: {}", text.lines().next().unwrap_or("fails")));
-                }
-                Err(e) => why.push(format!("{shown}: {e}")),
-            }
-        }
-        let tried = if why.is_empty() { "there is none".to_owned() } else { why.join("; ") };
-        Err(Failure::input(format!(
-            "no llvm-profdata reads this compiler's counters ({tried}). Install one that does: `rustup \
-             component add llvm-tools` brings the compiler's own, and Debian's package llvm-19 or later \
-             reads profiles of version 10"
-        )))
-    }
-}
 
 /// What `llvm-cov export -summary-only` says, as far as it is told.
 #[derive(Debug, Deserialize)]
@@ -116,6 +51,123 @@ struct Count {
     percent: f64,
 }
 
+/// Where the work of a target lies, empty.
+///
+/// # Errors
+///
+/// It cannot be made.
+pub fn work(shop: Shop<'_>, target: &Target) -> Result<PathBuf, Failure> {
+    let work = shop.root.join("target/fuzz-cover/work").join(target.name);
+    if work.exists() {
+        fs::remove_dir_all(&work).map_err(cannot("empty the directory", &work))?;
+    }
+    build::directory(work)
+}
+
+/// Counters of a target's inputs, merged, and what reads them.
+pub struct Counted<'a> {
+    target: &'a Target,
+    root: &'a Path,
+    tool: &'a Path,
+    merged: PathBuf,
+    llvm: Llvm,
+}
+
+impl<'a> Counted<'a> {
+    /// Runs the inputs in `dirs`, and nothing else.
+    ///
+    /// # Errors
+    ///
+    /// There are no tools that read the counters, or an input takes the process along.
+    pub fn new(
+        shop: Shop<'a>,
+        target: &'a Target,
+        tool: &'a Path,
+        work: &Path,
+        dirs: &[PathBuf],
+    ) -> Result<Counted<'a>, Failure> {
+        let raw = work.join("run.profraw");
+        let mut command = Command::new(tool);
+        command.args(["run", target.name]).args(dirs).env("LLVM_PROFILE_FILE", &raw);
+        let mut said = Vec::new();
+        let ended = process::run(&mut command, LIMIT, shop.cancel, &mut |_, bytes| {
+            said.truncate(4096);
+            said.extend_from_slice(bytes);
+        });
+        match ended {
+            Ended::Exited(0) => {}
+            Ended::Cancelled => return Err(Failure::stopped()),
+            ended => {
+                let (name, said) = (target.name, String::from_utf8_lossy(&said).into_owned());
+                return Err(Failure::bad(format!("{name}: its corpus: {ended}: {}", said.trim())));
+            }
+        }
+        let merged = work.join("run.profdata");
+        let llvm = Llvm::reading(shop, &[raw], &merged)?;
+        Ok(Counted { target, root: shop.root, tool, merged, llvm })
+    }
+
+    /// What `llvm-cov` says with these words about the target's sources.
+    fn ask(&self, words: &[&OsStr]) -> Result<Output, Failure> {
+        let mut command = self.llvm.command("llvm-cov");
+        command.args(words).arg(self.tool);
+        command.arg(format!("-instr-profile={}", self.merged.display()));
+        command.args(self.target.sources.iter().map(|source| self.root.join(source)));
+        let program = command.get_program().to_owned();
+        let out = command.output().map_err(cannot("start", Path::new(&program)))?;
+        if !out.status.success() {
+            return Err(self.wrong(words, String::from_utf8_lossy(&out.stderr).trim()));
+        }
+        Ok(out)
+    }
+
+    fn wrong(&self, words: &[&OsStr], why: &str) -> Failure {
+        let what = words.first().map_or_else(String::new, |word| word.display().to_string());
+        Failure::bad(format!("llvm-cov {what} for {}: {why}", self.target.name))
+    }
+
+    fn summary(&self) -> Result<Data, Failure> {
+        let words = ["export", "-summary-only"].map(OsStr::new);
+        let text = self.ask(&words)?.stdout;
+        let export = serde_json::from_slice::<Export>(&text);
+        let export = export.map_err(|e| self.wrong(&words, &e.to_string()))?;
+        export.data.into_iter().next().ok_or_else(|| self.wrong(&words, "it says nothing"))
+    }
+
+    /// The lines of the target's sources that inputs can reach at all, each file with its text.
+    ///
+    /// # Errors
+    ///
+    /// They cannot be asked for.
+    pub fn lines(&self) -> Result<Vec<(Source, String)>, Failure> {
+        let words = ["export", "-format=lcov"].map(OsStr::new);
+        let text = self.ask(&words)?.stdout;
+        let sources = lines::read(&String::from_utf8_lossy(&text), self.root);
+        // One that holds no code would be missing, and so would one that was not compiled in.
+        if sources.len() != self.target.sources.len() {
+            let names: Vec<&str> = sources.iter().map(|source| &source.name[..]).collect();
+            let why = format!("of {:?} it knows {names:?}", self.target.sources);
+            return Err(self.wrong(&words, &why));
+        }
+        let beyond: Vec<&Beyond> = self.target.beyond.iter().copied().flatten().collect();
+        let mut with_text = Vec::new();
+        for mut source in sources {
+            let path = self.root.join(&source.name);
+            let text = fs::read_to_string(&path).map_err(cannot("read", &path))?;
+            source.leave_out(&text, &beyond);
+            with_text.push((source, text));
+        }
+        Ok(with_text)
+    }
+
+    /// Writes the HTML page.
+    fn page(&self, to: &Path) -> Result<(), Failure> {
+        let dir = format!("-output-dir={}", to.display());
+        let words = ["show", "-format=html", "-show-line-counts-or-regions", &dir];
+        self.ask(&words.map(OsStr::new)).map(drop)
+    }
+}
+
 /// Tells the coverage of each target's corpus, and writes an HTML page for each.
 ///
 /// # Errors
@@ -125,6 +177,9 @@ pub fn run(shop: Shop<'_>, targets: &[&Target], out: &mut Out) -> Result<(), Fai
     let tool = build::build(shop, Flavour::Cover, "fuzz-tool")?;
     let pages = build::directory(shop.root.join("target/fuzz-cover/pages"))?;
     for target in targets {
+        if shop.stopped() {
+            return Err(Failure::stopped());
+        }
         one(shop, target, &tool, &pages.join(target.name), out)?;
     }
     Ok(())
@@ -137,11 +192,7 @@ fn one(
     page: &Path,
     out: &mut Out,
 ) -> Result<(), Failure> {
-    let work = shop.root.join("target/fuzz-cover/work").join(target.name);
-    if work.exists() {
-        fs::remove_dir_all(&work).map_err(cannot("empty the directory", &work))?;
-    }
-    let work = build::directory(work)?;
+    let work = work(shop, target)?;
     let corpus = shop.corpus(target.name);
     let inputs = fuzz::stable::files(&corpus).map_err(cannot("read the corpus", &corpus))?.len();
     let seeds = work.join("seeds");
@@ -158,40 +209,9 @@ fn one(
         }
         dirs = vec![seeds];
     }
-    let raw = work.join("run.profraw");
-    let mut command = Command::new(tool);
-    command.args(["run", target.name]).args(&dirs).env("LLVM_PROFILE_FILE", &raw);
-    let mut said = Vec::new();
-    let ended = process::run(&mut command, LIMIT, shop.cancel, &mut |_, bytes| {
-        said.truncate(4096);
-        said.extend_from_slice(bytes);
-    });
-    if ended != Ended::Exited(0) {
-        let said = String::from_utf8_lossy(&said).into_owned();
-        return Err(Failure::bad(format!("{}: its corpus: {ended}: {}", target.name, said.trim())));
-    }
-    let merged = work.join("run.profdata");
-    let llvm = Llvm::reading(shop.root, &[raw], &merged)?;
-    let sources: Vec<PathBuf> = target.sources.iter().map(|s| shop.root.join(s)).collect();
-    let cov = |words: &[&str]| {
-        let mut command = Command::new(llvm.program("llvm-cov"));
-        command.args(words).arg(tool).arg(format!("-instr-profile={}", merged.display()));
-        command.args(&sources).stdin(Stdio::null());
-        command
-    };
-    let mut command = cov(&["export", "-summary-only"]);
-    let text = command.output().map_err(cannot("start", &llvm.program("llvm-cov")))?;
-    let bad = |what: &str| {
-        let said = String::from_utf8_lossy(&text.stderr).into_owned();
-        Failure::bad(format!("llvm-cov {what} for {}: {}", target.name, said.trim()))
-    };
-    let export: Export = serde_json::from_slice(&text.stdout).map_err(|e| bad(&e.to_string()))?;
-    let format = format!("-output-dir={}", page.display());
-    let html = cov(&["show", "-format=html", "-show-line-counts-or-regions", &format]).output();
-    if !html.is_ok_and(|out| out.status.success()) {
-        return Err(bad("show"));
-    }
-    let Some(data) = export.data.first() else { return Err(bad("export")) };
+    let counted = Counted::new(shop, target, tool, &work, &dirs)?;
+    let data = counted.summary()?;
+    counted.page(page)?;
     let line = |name: &str, s: &Summary| {
         format!(
             "{name:44} {:>5.1} % of {:>5} lines  {:>5.1} % of {:>5} regions",
@@ -206,11 +226,27 @@ fn one(
         let name = name.strip_prefix(shop.root).unwrap_or(name).display().to_string();
         writeln!(out, "  {}", line(&name, &file.summary).replacen("  ", "", 1));
     }
-    if !target.uncovered.is_empty() && total.lines.covered < total.lines.count {
-        writeln!(out, "  not reached: {}", target.uncovered);
+    if total.lines.covered < total.lines.count {
+        tell_missed(&counted.lines()?, out);
+        for Beyond { function, text, why } in target.beyond.iter().copied().flatten() {
+            let space = if function.is_empty() || text.is_empty() { "" } else { ": " };
+            writeln!(out, "  no input reaches `{function}{space}{text}`: {why}");
+        }
+        if !target.uncovered.is_empty() {
+            writeln!(out, "  not reached: {}", target.uncovered);
+        }
     }
     let index = page.join("index.html");
     let shown = index.strip_prefix(shop.root).unwrap_or(&index).display();
     writeln!(out, "  {shown}");
     Ok(())
+}
+
+/// Tells which lines were not reached, a line for each function.
+pub fn tell_missed(sources: &[(Source, String)], out: &mut Out) {
+    for (source, text) in sources {
+        for (function, lines) in source.missed(text) {
+            writeln!(out, "  missed: {}:{lines} in {function}", source.name);
+        }
+    }
 }

@@ -71,6 +71,17 @@ pub struct Stat {
     pub features: u64,
     /// Inputs in its corpus.
     pub inputs: u64,
+    /// How many inputs were refused by what reads them, and of how many.
+    pub refused: (u64, u64),
+}
+
+impl Stat {
+    /// How many percent of the inputs were refused, if that is more than a target may refuse: then most
+    /// of its time goes into errors.
+    pub fn refuses_too_much(&self) -> Option<f64> {
+        let (refused, read) = self.refused;
+        (refused * 10 > read).then(|| refused as f64 * 100.0 / read as f64)
+    }
 }
 
 /// What a hunt came to.
@@ -208,6 +219,12 @@ impl Said {
         if let Some(runs) = line.strip_prefix("stat::number_of_executed_units:") {
             self.stat.runs = runs.trim().parse().unwrap_or(self.stat.runs);
         }
+        if let Some(rest) = line.strip_prefix("stat::refused: ")
+            && let Some((refused, read)) = rest.split_once(" of ")
+            && let (Ok(refused), Ok(read)) = (refused.parse(), read.trim().parse())
+        {
+            self.stat.refused = (refused, read);
+        }
         if let Some((user, system)) = line.split_once(' ')
             && let (Some(user), Some(system)) = (shells(user), shells(system))
         {
@@ -241,21 +258,33 @@ mod tests {
             #70000\tREDUCE cov: 345 ft: 999 corp: 88/4Kb lim: 128 exec/s: 17500 rss: 44Mb L: 3/9 MS: 1 X-\n\
             ==1== ERROR: libFuzzer: deadly signal\n\
             artifact_prefix='a/'; Test unit written to a/crash-00ff\n\
-            stat::number_of_executed_units: 70123\n";
+            stat::refused: 7 of 64\nstat::number_of_executed_units: 70123\n";
         for cut in [1, 7, 1000] {
             let mut said = Said::default();
             for chunk in text.as_bytes().chunks(cut) {
                 said.push(chunk);
             }
-            let stat = Stat { runs: 70123, edges: 345, features: 999, inputs: 88 };
+            let stat =
+                Stat { runs: 70123, edges: 345, features: 999, inputs: 88, refused: (7, 64) };
             assert_eq!((said.stat, &said.found[..]), (stat, &[PathBuf::from("a/crash-00ff")][..]));
         }
         let mut said = Said::default();
         assert!(said.push(b"#500 ft: 31 corp: 9 exec/s: 77\n"));
-        assert_eq!(said.stat, Stat { runs: 500, edges: 0, features: 31, inputs: 9 });
+        assert_eq!(
+            said.stat,
+            Stat { runs: 500, edges: 0, features: 31, inputs: 9, ..Stat::default() }
+        );
         assert!(!said.push(b"# a comment\nnothing\n"));
         said.push(b"0m0.001s 0m0.002s\n1m4.500s 0m0.250s\n");
         assert_eq!(said.cpu, Some(Duration::from_millis(64_750)));
+    }
+
+    #[test]
+    fn one_refused_input_in_ten_is_the_most() {
+        let stat = |refused| Stat { refused, ..Stat::default() };
+        assert_eq!(stat((0, 0)).refuses_too_much(), None);
+        assert_eq!(stat((100, 1000)).refuses_too_much(), None);
+        assert_eq!(stat((250, 1000)).refuses_too_much(), Some(25.0));
     }
 
     #[test]

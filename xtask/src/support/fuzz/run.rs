@@ -156,6 +156,7 @@ fn one(
     );
     let mut good = true;
     for hunted in &ran {
+        good &= tell_refused(&hunted.stat, out);
         for file in &hunted.found {
             good = false;
             let shown = file.strip_prefix(shop.root).unwrap_or(file).display();
@@ -182,6 +183,19 @@ fn one(
         }
     }
     Ok(good)
+}
+
+/// Tells if a target refuses too many inputs; whether it does not.
+pub fn tell_refused(stat: &Stat, out: &mut Out) -> bool {
+    if let Some(percent) = stat.refuses_too_much() {
+        writeln!(
+            out,
+            "  {percent:.0} % of the inputs were refused, and 10 % may be: the corpus holds what is not the \
+             target's own, or what its inputs are made of (fuzz/src/targets) is no longer what its reader takes"
+        );
+        return false;
+    }
+    true
 }
 
 /// One line for all processes of a target.

@@ -413,7 +413,7 @@ mod tests {
 
     fn ran(edges: u64, seconds: u64) -> Hunted {
         Hunted {
-            stat: Stat { runs: 100, edges, features: 0, inputs: edges / 10 },
+            stat: Stat { runs: 100, edges, features: 0, inputs: edges / 10, ..Stat::default() },
             took: Duration::from_secs(seconds),
             cpu: None,
             found: Vec::new(),

@@ -43,7 +43,7 @@ impl Unit {
     /// Does one; whether it is right.
     fn descriptor(&mut self, env: &mut Env<'_>, at: u64) -> bool {
         let mut bytes = [0; 16];
-        if env.ram.read((self.queue & !0xfff) + at, &mut bytes).is_err() {
+        if env.ram.read((self.queue & !0xfff).saturating_add(at), &mut bytes).is_err() {
             return false;
         }
         let descriptor = u128::from_le_bytes(bytes);

@@ -79,7 +79,7 @@ impl Unit {
             return Err((Reason::BeyondTable, index & 0xffff, true));
         }
         let mut bytes = [0; 16];
-        let at = (self.interrupts_set & !0xfff) + 16 * index;
+        let at = (self.interrupts_set & !0xfff).saturating_add(16 * index);
         env.ram.read(at, &mut bytes).map_err(|_| (Reason::TableAccess, index, true))?;
         let entry = u128::from_le_bytes(bytes);
         let (low, high) = (entry as u64, (entry >> 64) as u64);
