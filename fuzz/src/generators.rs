@@ -32,6 +32,7 @@ use vmm::script::replay::{Outcome, Player};
 use vmm::script::{Answer, Op, Script, Step};
 
 use crate::Board;
+use crate::models::Models;
 use crate::oracles::{self, Laws, Violation};
 pub use exact::encode;
 use tables::{KINDS, Kind, PLACES};
@@ -111,6 +112,7 @@ struct Generator<'b, 'p, 'a> {
     record: [u8; RECORD],
     at: usize,
     player: &'p mut Player<'a>,
+    models: Models,
     words: &'p [&'p [u8]],
     script: Script,
     outcomes: Vec<Outcome>,
@@ -152,6 +154,7 @@ impl<'b, 'p, 'a> Generator<'b, 'p, 'a> {
             record: [0; RECORD],
             at: 0,
             player,
+            models: Models::of(&board.spec),
             words: board.words,
             script: Script::new(board.spec.clone(), []),
             outcomes: Vec::new(),
@@ -250,8 +253,9 @@ impl<'b, 'p, 'a> Generator<'b, 'p, 'a> {
         let at = self.script.steps.len() - 1;
         let op = &self.script.steps[at].op;
         JOURNAL.with_borrow_mut(|journal| journal.iter_mut().for_each(|tell| tell(op)));
+        self.models.before(op, self.player.machine());
         let outcome = self.player.step(op);
-        self.wrong = oracles::after(at, op, &outcome, self.player).err();
+        self.wrong = oracles::after(at, op, &outcome, self.player, &mut self.models).err();
         if let Op::Exit { exit: Exit::Io(access), .. } = op {
             if let Answer::Value(value) = outcome.answer {
                 self.values.rotate_right(1);

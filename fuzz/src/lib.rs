@@ -24,6 +24,7 @@ pub mod images;
 pub mod judge;
 pub mod lab;
 pub mod minimise;
+pub mod models;
 pub mod mutate;
 pub mod oracles;
 pub mod regressions;

@@ -135,7 +135,8 @@ impl Regs {
         if self.get(B) & B_24H != 0 {
             return self.byte(hour);
         }
-        let pm = if hour >= 12 { PM } else { 0 };
+        let noon = 12 + u64::from(planted::has(Flaw::RtcNoon));
+        let pm = if hour >= noon { PM } else { 0 };
         self.byte((hour + 11) % 12 + 1) | pm
     }
 
@@ -172,6 +173,7 @@ impl Regs {
     /// the chip compares bytes, so 0x0a is not 10 in BCD.
     fn alarm(&self) -> Option<Alarm> {
         let field = |byte: u8, number: Option<u64>| match byte {
+            ANY if planted::has(Flaw::RtcAny) => number.map(Some),
             ANY.. => Some(None),
             _ => number.map(Some),
         };
@@ -238,7 +240,9 @@ impl Regs {
         if self.alarm().is_some_and(|alarm| alarm.seconds_from(was.second_of_day) <= seconds) {
             self.flags |= B_AIE;
         }
-        self.flags |= B_UIE;
+        if self.flags & B_AIE == 0 || !planted::has(Flaw::RtcEnded) {
+            self.flags |= B_UIE;
+        }
         if planted::has(Flaw::RtcSeconds) {
             for _ in 0..seconds {
                 self.set_calendar(self.calendar().after(1));

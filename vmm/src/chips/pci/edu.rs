@@ -134,6 +134,7 @@ fn factorial(n: u32) -> u32 {
         _ if planted::has(Flaw::EduFactorial) => {
             (1..=n).fold(1u32, |f, n| std::hint::black_box(f).wrapping_mul(n))
         }
+        13..34 if planted::has(Flaw::EduCount) => (1..n).fold(1u32, u32::wrapping_mul),
         0..34 => (1..=n).fold(1u32, u32::wrapping_mul),
         34.. => 0,
     }
@@ -184,6 +185,15 @@ impl Edu {
         };
         let Some(range) = self.range(inside).filter(|_| self.config.is_master()) else { return };
         let address = memory & ADDRESS_BITS;
+        let range = match range.len() {
+            9.. if command & TO_MEMORY != 0 && planted::has(Flaw::EduShort) => {
+                range.start..range.end - 1
+            }
+            n if n % 2 == 1 && range.end < BUFFER_BYTES && planted::has(Flaw::EduLong) => {
+                range.start..range.end + 1
+            }
+            _ => range,
+        };
         // What memory does not take is lost on the bus; the device does not hear of it.
         let _ = match command & TO_MEMORY {
             0 => self.memory.read(env, address, &mut self.buffer[range]),

@@ -31,7 +31,8 @@ pub struct Date {
 }
 
 fn is_leap(year: u64) -> bool {
-    year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
+    let centuries = if planted::has(Flaw::RtcLeap) { 100 } else { 400 };
+    year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(centuries))
 }
 
 /// Days before 1 January of `year`.
