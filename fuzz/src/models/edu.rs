@@ -32,11 +32,11 @@ struct Dma {
 pub(super) struct Edu {
     line: Line,
     /// Where it is; asked again when that may have changed.
-    base: Option<u64>,
-    is_placed: bool,
+    pub(super) base: Option<u64>,
+    pub(super) is_placed: bool,
     /// The configuration address, and the command register.
     address: u64,
-    command: u8,
+    pub(super) command: u8,
     intx_disabled: bool,
     /// Capabilities were written: messages may have been switched on.
     has_messages: bool,

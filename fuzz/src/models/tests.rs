@@ -8,7 +8,7 @@ use vmm::ram::{Backing, GuestRam, MIN_SIZE};
 use vmm::script::replay::Outcome;
 use vmm::script::{Answer, BoardSpec, Effect, Op};
 
-use super::Models;
+use super::{Models, edu};
 
 /// A model, and a board without devices: what happens is what a test says.
 struct Bench {
@@ -242,4 +242,50 @@ fn an_entry_of_an_io_apic() {
     b.does(end(0x30), Answer::Ok, &[]).expect("another's");
     b.does(end(0x31), Answer::Ok, &[]).expect_err("it is still asserted");
     b.does(pins(), Answer::Ok, &[level(false)]).expect("it is served");
+}
+
+/// docs/specs/edu.rst: inversion, factorial, causes, and a transfer there and back.
+#[test]
+fn an_edu_device() {
+    let mut b = Bench::new("edu");
+    // Where firmware would put it, and a bus master.
+    let mut placed = edu::Edu::new();
+    (placed.base, placed.is_placed, placed.command) = (Some(0xe000_0000), true, 6);
+    b.models = Models(vec![("edu", Box::new(placed))]);
+    let write = |b: &mut Bench, offset, value, effects: &[Effect]| {
+        let access = Access::write(Space::Mmio, 0xe000_0000u64 + offset, Size::B4, value);
+        b.does(Op::io(access), Answer::Ok, effects)
+    };
+    let read = |b: &mut Bench, offset, value| {
+        let access = Access::read(Space::Mmio, 0xe000_0000u64 + offset, Size::B4);
+        b.does(Op::io(access), Answer::Value(value), &[])
+    };
+    let line = |level| [Effect::Line { gsi: 11, level }];
+    read(&mut b, 0, 0x0100_00ed).expect("version 1.0");
+    write(&mut b, 4, 0x1234, &[]).expect("liveness");
+    read(&mut b, 4, 0xffff_edcb).expect("inverted");
+    write(&mut b, 0x20, 0x80, &[]).expect("with an interrupt");
+    write(&mut b, 8, 13, &line(true)).expect("a factorial");
+    read(&mut b, 8, 479_001_600).expect_err("that is of 12");
+    read(&mut b, 8, 1_932_053_504).expect("13! modulo 2^32");
+    read(&mut b, 0x24, 1).expect("its cause");
+    write(&mut b, 0x64, 1, &[]).expect_err("the line falls");
+    write(&mut b, 0x60, 1, &line(true)).expect("raised again");
+    write(&mut b, 0x64, 1, &line(false)).expect("acknowledged");
+    let ram = |b: &Bench, addr, bytes: &[u8]| b.machine.ram().write(addr, bytes).expect("RAM");
+    ram(&b, 0x1000, b"exitlab");
+    let transfer = |b: &mut Bench, from, to, command| {
+        for (register, value) in [(0x80, from), (0x88, to), (0x90, 7)] {
+            write(b, register, value, &[]).expect("the engine is idle");
+        }
+        write(b, 0x98, command, &[])
+    };
+    transfer(&mut b, 0x1000, 0x4_0010, 1).expect("into the buffer");
+    b.pass(100_000);
+    transfer(&mut b, 0x4_0010, 0x2000, 3).expect_err("nothing came there");
+    b.pass(100_000);
+    ram(&b, 0x2000, b"exitlab");
+    transfer(&mut b, 0x4_0010, 0x2000, 3).expect("what was put there");
+    let busy = Op::io(Access::read(Space::Mmio, 0xe000_0098, Size::B8));
+    b.does(busy, Answer::Value(3), &[]).expect("it takes a while");
 }
