@@ -3,6 +3,7 @@
 //!
 //! What is left open, and not predicted: what a guest makes of SCI_EN by writing it.
 
+use vmm::device::Nanos;
 use vmm::exit::Stop;
 use vmm::script::{Answer, Op};
 
@@ -19,8 +20,9 @@ pub(super) struct AcpiPm {
     control: u16,
     sci_enabled: Option<bool>,
     smi: [u8; 2],
-    /// How often the timer's highest bit has changed.
-    changes: u128,
+    /// What the timer counted to, beyond its bits, and when that was.
+    ticks: u128,
+    now: Nanos,
 }
 
 impl AcpiPm {
@@ -32,7 +34,8 @@ impl AcpiPm {
             control: 0,
             sci_enabled: Some(false),
             smi: [0; 2],
-            changes: 0,
+            ticks: 0,
+            now: 0,
         }
     }
 
@@ -67,11 +70,14 @@ impl AcpiPm {
 impl Model for AcpiPm {
     fn step(&mut self, seen: &Seen<'_>) -> Result<(), String> {
         self.line.hear(seen.outcome);
-        // 4.8.3.3: 3.579545 MHz; 4.8.4.1.1: any change of the highest bit sets TMR_STS.
-        let ticks = u128::from(seen.now) * 3_579_545 / 1_000_000_000;
-        if self.changes != ticks >> 23 {
-            (self.changes, self.line.late) = (ticks >> 23, true);
-            self.status |= 1;
+        if self.now != seen.now {
+            // 4.8.3.3: 3.579545 MHz; 4.8.4.1.1: any change of the highest bit sets TMR_STS.
+            let ticks = u128::from(seen.now) * 3_579_545 / 1_000_000_000;
+            if ticks >> 23 != self.ticks >> 23 {
+                self.line.late = true;
+                self.status |= 1;
+            }
+            (self.ticks, self.now) = (ticks, seen.now);
         }
         let mut called = seen.is_told();
         let mut stop = None;
@@ -93,7 +99,7 @@ impl Model for AcpiPm {
                     bits(what, got, byte, if known { 0xff } else { 0xfe })?;
                 }
                 (_, Byte::Read(got)) => {
-                    let timer = ticks as u32 & 0xff_ffff;
+                    let timer = self.ticks as u32 & 0xff_ffff;
                     bits("the timer", got, timer.to_le_bytes()[port as usize & 3], 0xff)?;
                 }
                 (_, Byte::Write(value)) => stop = stop.or(self.write(port, value)),
@@ -130,7 +136,7 @@ impl Model for AcpiPm {
         if *seen.op == Op::Reset {
             let Line { gsi, alone, .. } = self.line;
             let line = Line { high: self.line.high, ..Line::new(gsi, alone) };
-            *self = AcpiPm { line, changes: self.changes, ..AcpiPm::new(alone) };
+            *self = AcpiPm { line, ticks: self.ticks, now: self.now, ..AcpiPm::new(alone) };
         }
         if stop.is_some_and(|stop| seen.outcome.answer != Answer::Stop(stop)) {
             // Another device may have had its say first.

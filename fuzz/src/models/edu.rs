@@ -46,7 +46,8 @@ pub(super) struct Edu {
     causes: u32,
     dma: Dma,
     done: Nanos,
-    buffer: [u8; 4096],
+    /// Up to the last byte that was ever written.
+    buffer: Vec<u8>,
     is_known: bool,
     /// Memory changes during the next operation.
     is_racing: bool,
@@ -70,7 +71,7 @@ impl Edu {
             causes: 0,
             dma: Dma::default(),
             done: 0,
-            buffer: [0; 4096],
+            buffer: Vec::new(),
             is_known: true,
             is_racing: false,
             around: [None; 2],
@@ -127,6 +128,7 @@ impl Edu {
         let Some((range, at)) = self.transfer(&self.dma, seen.machine) else { return Ok(()) };
         if self.dma.command & 2 == 0 {
             self.is_known &= !self.is_racing;
+            self.buffer.resize(self.buffer.len().max(range.end), 0);
             // It is RAM.
             let _ = seen.machine.ram().read(at, &mut self.buffer[range]);
             return Ok(());
@@ -134,7 +136,8 @@ impl Edu {
         let mut got = [0; 4096];
         let got = &mut got[..range.len()];
         let _ = seen.machine.ram().read(at, got);
-        let wrong = got.iter().zip(&self.buffer[range]).position(|(got, is)| got != is);
+        let inside = |place| self.buffer.get(place).copied().unwrap_or(0);
+        let wrong = got.iter().zip(range).position(|(got, place)| *got != inside(place));
         match wrong.filter(|_| self.is_known && !self.is_racing) {
             Some(byte) => {
                 Err(format!("byte {byte} of the transfer to {at:#x} is {:#x}", got[byte]))

@@ -127,20 +127,18 @@ impl Seen<'_> {
 
     /// The bytes of an access that fall on `len` ports from `base`, by their places there: a bridge to
     /// a bus of bytes makes one access of each, the low one first.
-    fn bytes(&self, base: u64, len: u64) -> impl Iterator<Item = (u64, Byte)> + use<> {
-        let access = self.access().filter(|access| access.space == Space::Port);
-        let value = self.value();
-        let pieces = access.map_or(0, |access| access.size.bytes());
-        (0..pieces).filter_map(move |i| {
-            let Access { addr, dir, .. } = access?;
-            let offset = (addr + i).wrapping_sub(base);
-            let byte = |value: u64| (value >> (8 * i)) as u8;
-            let what = match dir {
-                Dir::Read => Byte::Read(value.map(byte)),
-                Dir::Write(value) => Byte::Write(byte(value)),
-            };
-            (offset < len).then_some((offset, what))
-        })
+    fn bytes(&self, base: u64, len: u64) -> Bytes {
+        match self.access() {
+            Some(Access { space: Space::Port, addr, size, dir }) => {
+                let (offset, left) = (addr.wrapping_sub(base), size.bytes());
+                let value = match dir {
+                    Dir::Read => self.value(),
+                    Dir::Write(value) => Some(value),
+                };
+                Bytes { offset, left, len, value, is_write: dir != Dir::Read }
+            }
+            _ => Bytes { offset: 0, left: 0, len, value: None, is_write: false },
+        }
     }
 
     /// How many bytes a device took of the host's, and which; if it was offered any.
@@ -154,6 +152,36 @@ impl Seen<'_> {
     /// Whether every device has been told the time by this.
     fn is_told(&self) -> bool {
         matches!(self.op, Op::Timer | Op::Reset)
+    }
+}
+
+/// What [`Seen::bytes`] gives.
+struct Bytes {
+    /// Of the next byte; below `len` if it falls on the ports.
+    offset: u64,
+    left: u64,
+    len: u64,
+    /// The next byte is the lowest.
+    value: Option<u64>,
+    is_write: bool,
+}
+
+impl Iterator for Bytes {
+    type Item = (u64, Byte);
+
+    fn next(&mut self) -> Option<(u64, Byte)> {
+        while self.left > 0 {
+            let (offset, value) = (self.offset, self.value);
+            self.offset = offset.wrapping_add(1);
+            self.left -= 1;
+            self.value = value.map(|value| value >> 8);
+            if offset < self.len {
+                let byte = value.map(|value| value as u8);
+                let write = byte.filter(|_| self.is_write).map(Byte::Write);
+                return Some((offset, write.unwrap_or(Byte::Read(byte))));
+            }
+        }
+        None
     }
 }
 

@@ -96,6 +96,7 @@ impl IoApic {
     fn register(&self) -> u32 {
         match (self.select, IoApic::half(self.select)) {
             (_, Some((pin, shift))) => (self.entries[pin] >> shift) as u32,
+            (ARBITRATION, _) if planted::has(Flaw::IoapicArbitration) => 0,
             // The arbitration identifier follows the identifier (3.2.3).
             (ID | ARBITRATION, _) => u32::from(self.id) << 24,
             (VERSION, _) => VERSION_VALUE,
@@ -225,9 +226,7 @@ impl Inputs for IoApic {
         let here = self.entries.get_mut(pin);
         if let Some(here) = here.filter(|e| **e & (entry::VECTOR | entry::REMOTE_IRR) == served) {
             *here &= !entry::REMOTE_IRR;
-            if !planted::has(Flaw::IoapicEnd) {
-                self.deliver_level(env, pin);
-            }
+            self.deliver_level(env, pin);
         }
     }
 

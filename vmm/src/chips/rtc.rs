@@ -135,8 +135,7 @@ impl Regs {
         if self.get(B) & B_24H != 0 {
             return self.byte(hour);
         }
-        let noon = 12 + u64::from(planted::has(Flaw::RtcNoon));
-        let pm = if hour >= noon { PM } else { 0 };
+        let pm = if hour >= 12 && !planted::has(Flaw::RtcAfternoon) { PM } else { 0 };
         self.byte((hour + 11) % 12 + 1) | pm
     }
 
@@ -173,7 +172,7 @@ impl Regs {
     /// the chip compares bytes, so 0x0a is not 10 in BCD.
     fn alarm(&self) -> Option<Alarm> {
         let field = |byte: u8, number: Option<u64>| match byte {
-            ANY if planted::has(Flaw::RtcAny) => number.map(Some),
+            ANY..0xe0 if planted::has(Flaw::RtcAny) => number.map(Some),
             ANY.. => Some(None),
             _ => number.map(Some),
         };

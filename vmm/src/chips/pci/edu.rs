@@ -134,7 +134,7 @@ fn factorial(n: u32) -> u32 {
         _ if planted::has(Flaw::EduFactorial) => {
             (1..=n).fold(1u32, |f, n| std::hint::black_box(f).wrapping_mul(n))
         }
-        13..34 if planted::has(Flaw::EduCount) => (1..n).fold(1u32, u32::wrapping_mul),
+        0 if planted::has(Flaw::EduZero) => 0,
         0..34 => (1..=n).fold(1u32, u32::wrapping_mul),
         34.. => 0,
     }
@@ -185,15 +185,6 @@ impl Edu {
         };
         let Some(range) = self.range(inside).filter(|_| self.config.is_master()) else { return };
         let address = memory & ADDRESS_BITS;
-        let range = match range.len() {
-            9.. if command & TO_MEMORY != 0 && planted::has(Flaw::EduShort) => {
-                range.start..range.end - 1
-            }
-            n if n % 2 == 1 && range.end < BUFFER_BYTES && planted::has(Flaw::EduLong) => {
-                range.start..range.end + 1
-            }
-            _ => range,
-        };
         // What memory does not take is lost on the bus; the device does not hear of it.
         let _ = match command & TO_MEMORY {
             0 => self.memory.read(env, address, &mut self.buffer[range]),
@@ -244,6 +235,7 @@ impl Edu {
         if let Some((old, shift)) = self.wide(offset) {
             let value = match size {
                 Size::B4 => old & !(0xffff_ffff << shift) | value << shift,
+                Size::B8 if shift == 0 && planted::has(Flaw::EduHalf) => value | value << 32,
                 Size::B8 if shift == 0 => value,
                 _ => return Err(IoError::Width),
             };
@@ -281,6 +273,7 @@ impl Edu {
             }
             reg::STATUS => self.regs.status = value & FACTORIAL_INTERRUPT,
             reg::RAISE => self.raise(env, value),
+            _ if planted::has(Flaw::EduAll) => self.regs.causes = 0,
             _ => self.regs.causes &= !value,
         }
         Ok(())

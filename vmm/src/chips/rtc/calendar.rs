@@ -31,8 +31,7 @@ pub struct Date {
 }
 
 fn is_leap(year: u64) -> bool {
-    let centuries = if planted::has(Flaw::RtcLeap) { 100 } else { 400 };
-    year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(centuries))
+    year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
 }
 
 /// Days before 1 January of `year`.
@@ -98,9 +97,10 @@ impl Calendar {
     pub fn after(self, seconds: u64) -> Calendar {
         let second = self.second_of_day + seconds % DAY;
         let days = seconds / DAY + second / DAY;
+        let weekday = (self.weekday - 1 + days % 7) % 7 + 1;
         Calendar {
             second_of_day: second % DAY,
-            weekday: (self.weekday - 1 + days % 7) % 7 + 1,
+            weekday: if planted::has(Flaw::RtcSaturday) { weekday % 7 } else { weekday },
             day: (self.day + days) % ERA,
         }
     }
