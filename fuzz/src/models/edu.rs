@@ -200,7 +200,7 @@ impl Edu {
 
     /// Configuration mechanism 1: the address register takes dwords, the data register anything.
     fn configure(&mut self, seen: &Seen<'_>) -> bool {
-        if let Some(Access { space: Space::Port, addr: 0xcf8, size: Size::B4, dir }) = seen.access()
+        if let Some(Access { space: Space::Port, addr: 0xcf8, size: Size::B4, dir }) = seen.access
             && let Dir::Write(value) = dir
         {
             self.address = value;
@@ -254,7 +254,7 @@ impl Model for Edu {
             match dir {
                 Dir::Write(value) => self.write(offset, size, value, seen)?,
                 Dir::Read => {
-                    if let (Some(is), Some(got)) = (self.read(offset, size), seen.value())
+                    if let (Some(is), Some(got)) = (self.read(offset, size), seen.value)
                         && is != got
                     {
                         return Err(format!("register {offset:#x} is {is:#x}, not {got:#x}"));

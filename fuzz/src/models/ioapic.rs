@@ -131,7 +131,7 @@ impl IoApic {
                 (Dir::Write(value), 0x10) => self.write(part(value), sent)?,
                 (Dir::Read, 0 | 0x10) => {
                     let expected = if offset == 0 { self.select } else { self.register() };
-                    if let Some(got) = seen.value().map(part).filter(|&got| got != expected) {
+                    if let Some(got) = seen.value.map(part).filter(|&got| got != expected) {
                         let which = self.select;
                         return Err(format!("register {which:#x} is {expected:#x}, not {got:#x}"));
                     }

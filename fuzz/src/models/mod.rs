@@ -28,6 +28,9 @@ use crate::oracles::{Law, Violation};
 struct Seen<'a> {
     op: &'a Op,
     outcome: &'a Outcome,
+    /// The access that it is, and what a read gave.
+    access: Option<Access>,
+    value: Option<u64>,
     now: Nanos,
     machine: &'a Machine,
 }
@@ -90,7 +93,15 @@ impl Models {
         if self.0.is_empty() {
             return Ok(());
         }
-        let seen = Seen { op, outcome, now: machine.now(), machine };
+        let access = match op {
+            Op::Exit { exit: Exit::Io(access), .. } => Some(*access),
+            _ => None,
+        };
+        let value = match outcome.answer {
+            Answer::Value(value) => Some(value),
+            _ => None,
+        };
+        let seen = Seen { op, outcome, access, value, now: machine.now(), machine };
         self.0.iter_mut().try_for_each(|(name, model)| {
             model.step(&seen).map_err(|what| Violation {
                 law: Law::Model,
@@ -111,28 +122,15 @@ enum Byte {
 }
 
 impl Seen<'_> {
-    fn access(&self) -> Option<Access> {
-        match self.op {
-            Op::Exit { exit: Exit::Io(access), .. } => Some(*access),
-            _ => None,
-        }
-    }
-
-    fn value(&self) -> Option<u64> {
-        match self.outcome.answer {
-            Answer::Value(value) => Some(value),
-            _ => None,
-        }
-    }
-
     /// The bytes of an access that fall on `len` ports from `base`, by their places there: a bridge to
     /// a bus of bytes makes one access of each, the low one first.
+    #[inline]
     fn bytes(&self, base: u64, len: u64) -> Bytes {
-        match self.access() {
+        match self.access {
             Some(Access { space: Space::Port, addr, size, dir }) => {
                 let (offset, left) = (addr.wrapping_sub(base), size.bytes());
                 let value = match dir {
-                    Dir::Read => self.value(),
+                    Dir::Read => self.value,
                     Dir::Write(value) => Some(value),
                 };
                 Bytes { offset, left, len, value, is_write: dir != Dir::Read }
@@ -144,7 +142,7 @@ impl Seen<'_> {
     /// How many bytes a device took of the host's, and which; if it was offered any.
     fn input(&self, device: &str) -> Option<(&[u8], Option<u64>)> {
         match self.op {
-            Op::Input { device: name, bytes } if name == device => Some((bytes, self.value())),
+            Op::Input { device: name, bytes } if name == device => Some((bytes, self.value)),
             _ => None,
         }
     }
@@ -169,6 +167,7 @@ struct Bytes {
 impl Iterator for Bytes {
     type Item = (u64, Byte);
 
+    #[inline]
     fn next(&mut self) -> Option<(u64, Byte)> {
         while self.left > 0 {
             let (offset, value) = (self.offset, self.value);

@@ -135,7 +135,7 @@ impl Regs {
         if self.get(B) & B_24H != 0 {
             return self.byte(hour);
         }
-        let pm = if hour >= 12 && !planted::has(Flaw::RtcAfternoon) { PM } else { 0 };
+        let pm = if hour >= 12 { PM } else { 0 };
         self.byte((hour + 11) % 12 + 1) | pm
     }
 
@@ -296,7 +296,7 @@ impl Regs {
     }
 
     fn write_b(&mut self, value: u8) {
-        let set_rises = value & !self.get(B) & B_SET != 0;
+        let set_rises = value & !self.get(B) & B_SET != 0 && !planted::has(Flaw::RtcSet);
         self.set(B, if set_rises { value & !B_UIE } else { value });
     }
 }

@@ -271,9 +271,11 @@ impl Edu {
                     self.raise(env, CAUSE_FACTORIAL);
                 }
             }
+            reg::STATUS if planted::has(Flaw::EduStatus) => {
+                self.regs.status |= value & FACTORIAL_INTERRUPT;
+            }
             reg::STATUS => self.regs.status = value & FACTORIAL_INTERRUPT,
             reg::RAISE => self.raise(env, value),
-            _ if planted::has(Flaw::EduAll) => self.regs.causes = 0,
             _ => self.regs.causes &= !value,
         }
         Ok(())
