@@ -23,6 +23,7 @@ mod tables;
 use std::any::Any;
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
 
 use vmm::access::{Access, Dir, Size, Space};
 use vmm::bus::Mapping;
@@ -34,6 +35,7 @@ use vmm::script::{Answer, Op, Script, Step};
 use crate::Board;
 use crate::models::Models;
 use crate::oracles::{self, Laws, Violation};
+use crate::registers::{self, Registers};
 pub use exact::encode;
 use tables::{KINDS, Kind, PLACES};
 
@@ -114,6 +116,8 @@ struct Generator<'b, 'p, 'a> {
     player: &'p mut Player<'a>,
     models: Models,
     words: &'p [&'p [u8]],
+    numbers: &'p [u64],
+    registers: Rc<Registers>,
     script: Script,
     outcomes: Vec<Outcome>,
     wrong: Option<Violation>,
@@ -156,6 +160,8 @@ impl<'b, 'p, 'a> Generator<'b, 'p, 'a> {
             player,
             models: Models::of(&board.spec),
             words: board.words,
+            numbers: board.numbers,
+            registers: registers::of(board, &mappings),
             script: Script::new(board.spec.clone(), []),
             outcomes: Vec::new(),
             wrong: None,
@@ -336,19 +342,28 @@ impl<'b, 'p, 'a> Generator<'b, 'p, 'a> {
             self.select();
         }
         let size = self.size(&m);
-        // Of a large region, mostly the first registers.
-        let near = match m.region.len {
-            len @ 0..=64 => len,
-            len => match self.byte() {
-                0..0x80 => 64,
-                0x80..0xd0 => len.min(0x400),
-                _ => len,
-            },
-        };
-        let offset = self.below(near);
+        let offset = self.offset(&m);
         let offset = if self.byte() < 0xe0 { offset - offset % size.bytes() } else { offset };
         let access = self.make(m.region.space, m.base + offset, size, write);
         self.access(access);
+    }
+
+    /// A place in a region: of a large one, mostly one of its registers, or else one of the first places.
+    fn offset(&mut self, m: &Mapping) -> u64 {
+        if m.region.len <= registers::SMALL {
+            return self.below(m.region.len);
+        }
+        let how = self.byte();
+        let known = self.registers.of(m).len();
+        if how < 0xc0 && known > 0 {
+            let which = self.below(known as u64) as usize;
+            return self.registers.of(m)[which];
+        }
+        self.below(match how % 8 {
+            0..4 => 64,
+            4..6 => m.region.len.min(0x400),
+            _ => m.region.len,
+        })
     }
 
     /// A word that matters, byte by byte, to where the last access went.

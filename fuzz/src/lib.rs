@@ -7,7 +7,7 @@
 //! and regressions run under `cargo test -p fuzz` with a stable compiler, and [`hunt`] fuzzes with one.
 //!
 //! Most inputs are played once. What takes the script to be played again is asked of one input in
-//! thirteen, by a byte of the input, so that an input does the same whenever it is tried. Boards are
+//! sixteen, by a byte of the input, so that an input does the same whenever it is tried. Boards are
 //! [used again](rig) with new devices, so that a steady execution makes no system call.
 //!
 //! `cargo xtask fuzz` builds the targets with libFuzzer's instrumentation, which is a handful of compiler
@@ -27,6 +27,7 @@ pub mod minimise;
 pub mod models;
 pub mod mutate;
 pub mod oracles;
+pub mod registers;
 pub mod regressions;
 pub mod rig;
 pub mod stable;
@@ -49,6 +50,8 @@ pub struct Board<'a> {
     pub keeps: &'a [&'a str],
     /// Words that matter to one of its registers, byte by byte.
     pub words: &'a [&'a [u8]],
+    /// Numbers that matter to its registers, beside those that matter to any.
+    pub numbers: &'a [u64],
 }
 
 impl Board<'static> {
@@ -59,6 +62,7 @@ impl Board<'static> {
             build: &replay::board,
             keeps: &["rtc"],
             words: &[b"Shutdown"],
+            numbers: &[],
         }
     }
 }

@@ -152,7 +152,7 @@ fn with<T>(flaw: Flaw, f: impl FnOnce(&Board<'_>) -> T) -> T {
     };
     let build: Build<'_> = &build;
     let spec = BoardSpec { kind: "canary".to_owned(), ..BoardSpec::default() };
-    f(&Board { spec, build, keeps: &[], words: &[] })
+    f(&Board { spec, build, keeps: &[], words: &[], numbers: &[] })
 }
 
 /// The law that the first of `inputs` inputs breaks, how many it took, and how many operations

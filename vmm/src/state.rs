@@ -15,6 +15,19 @@ pub fn encode<T: Serialize>(state: &T) -> Vec<u8> {
     postcard::to_stdvec(state).expect("register state holds only types that have a length")
 }
 
+/// How much of `bytes` there is up to the last that is not 0: what of a buffer is worth saving. Looks at
+/// many at once, since a fuzzer saves often.
+pub fn used(bytes: &[u8]) -> usize {
+    const AT_ONCE: usize = 64;
+    let (blocks, rest) = bytes.as_chunks::<AT_ONCE>();
+    let last = |bytes: &[u8]| bytes.iter().rposition(|&byte| byte != 0).map(|last| last + 1);
+    if let Some(used) = last(rest) {
+        return bytes.len() - rest.len() + used;
+    }
+    let full = blocks.iter().rposition(|block| *block != [0; AT_ONCE]);
+    full.map_or(0, |at| at * AT_ONCE + last(&blocks[at]).unwrap_or(AT_ONCE))
+}
+
 /// Reads what [`encode`] wrote for the device called `device`.
 ///
 /// # Errors
@@ -39,6 +52,19 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_used_of_a_buffer_ends_with_its_last_byte_that_is_not_0() {
+        for len in [0, 1, 63, 64, 65, 200] {
+            assert_eq!(used(&vec![0; len]), 0);
+            for at in 0..len {
+                let mut bytes = vec![0; len];
+                bytes[at] = 1;
+                bytes[0] = 1;
+                assert_eq!(used(&bytes), at + 1, "{at} of {len}");
+            }
+        }
+    }
 
     #[test]
     fn what_is_short_or_long_is_refused() {

@@ -318,6 +318,11 @@ pub enum FuzzAction {
         /// A target's name, or all.
         target: String,
     },
+    /// Measures executions per second of processor time, with and without AddressSanitizer.
+    Speed {
+        /// A target's name, or all.
+        target: String,
+    },
     /// Groups findings by cause, and writes a regression for each.
     Triage,
     /// Plants known flaws, one at a time, and tells which the fuzzers find from nothing.

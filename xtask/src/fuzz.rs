@@ -11,7 +11,7 @@ use crate::flags::{self, FuzzAction};
 use crate::support::fuzz::build::{self, Flavour};
 use crate::support::fuzz::tool::Tool;
 use crate::support::fuzz::{
-    Shop, chosen, cover, export, owner, planted, run, soak, target, triage,
+    Shop, chosen, cover, export, owner, planted, run, soak, speed, target, triage,
 };
 use crate::support::out::complain;
 use crate::support::{self, Failure, Out, Outcome};
@@ -78,6 +78,7 @@ pub fn run(flags: &flags::Fuzz, out: &mut Out) -> Outcome {
             }
         }
         FuzzAction::Cover { target } => cover::run(shop, &chosen(target)?, out)?,
+        FuzzAction::Speed { target } => speed::run(shop, &chosen(target)?, out)?,
         FuzzAction::Triage => triage::run(shop, out)?,
         FuzzAction::Planted { names, jobs, budget, seed, stable, json } => {
             let options = planted::Options {

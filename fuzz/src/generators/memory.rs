@@ -23,7 +23,10 @@ impl Generator<'_, '_, '_> {
         }
         match byte % 9 {
             0 => self.byte().into(),
-            1 => self.pick(EDGES),
+            1 => match (self.byte(), self.numbers) {
+                (byte @ 0x80.., &[_, ..]) => self.numbers[usize::from(byte) % self.numbers.len()],
+                (byte, _) => EDGES[usize::from(byte) % EDGES.len()],
+            },
             2 => 1 << (self.byte() % bits),
             3 => !(1 << (self.byte() % bits)),
             4 => self.pick(self.values),
@@ -78,7 +81,7 @@ impl Generator<'_, '_, '_> {
         let levels = self.pick([6u64, 5, 4, 3, 2, 7]);
         let wide = self.pick([2u64, 2, 2, 0, 1, 3]);
         // Of a context: the address width, and a domain.
-        let second = u64::from(self.pick([2u8, 1, 3, 0])) | u64::from(self.byte()) << 8;
+        let second = u64::from(self.pick([2u8, 1, 3, 0, 2, 4, 6, 7])) | u64::from(self.byte()) << 8;
         let wrong = (self.byte(), self.byte(), self.byte());
         for level in 0..levels {
             let at = base + level * 0x1000;

@@ -31,10 +31,17 @@ use vmm::script::{Answer, BoardSpec, Effect, Op};
 use super::pins::{self, Pins};
 use super::{Put, Subject, Target};
 
+/// The first of some expressions.
+macro_rules! first {
+    ($first:expr $(, $rest:expr)*) => {
+        $first
+    };
+}
+
 /// A target about what `put` puts on a board.
 macro_rules! chip {
     ($name:ident, $text:literal, $about:literal, [$($source:literal),+], $floor:literal $uncovered:literal,
-        canary: $canary:expr, $put:expr) => {
+        $(numbers: $numbers:expr,)? canary: $canary:expr, $put:expr) => {
         #[doc = concat!("Target `", $text, "`.")]
         pub static $name: Target = Target {
             name: $text,
@@ -42,6 +49,7 @@ macro_rules! chip {
             subject: Subject::Board {
                 spec: || BoardSpec { kind: $text.to_owned(), ..BoardSpec::default() },
                 put: $put,
+                numbers: first!($($numbers,)? &[]),
                 canary: $canary,
             },
             sources: &[$(concat!("vmm/src/chips/", $source)),+],
@@ -60,6 +68,7 @@ pub static BOARD: Target = Target {
     subject: Subject::Board {
         spec: BoardSpec::default,
         put: NOTHING,
+        numbers: &[],
         canary: |_, outcome| outcome.answer == Answer::Stop(Stop::PowerOff),
     },
     sources: &["vmm/src/machine/mod.rs", "vmm/src/machine/synic.rs", "vmm/src/bus.rs"],
@@ -81,6 +90,7 @@ pub static PCI: Target = Target {
             BoardSpec { pci, ioapic: true, iommu, ..BoardSpec::default() }
         },
         put: NOTHING,
+        numbers: &[],
         canary: moved,
     },
     sources: &["vmm/src/machine/pci.rs", "vmm/src/machine/interrupts.rs"],
@@ -203,7 +213,7 @@ chip!(VTD, "vtd", "an IOMMU between the edu device, an I/O APIC and memory",
 // Translation is on.
 canary: |op, outcome| match (access(op), outcome.answer) {
     (Some(Access { addr, size, .. }), Answer::Value(value)) => {
-        addr + size.bytes() == vtd::BASE + 0x20 && value >> (size.bytes() * 8 - 1) == 1
+        addr.wrapping_add(size.bytes()) == vtd::BASE + 0x20 && value >> (size.bytes() * 8 - 1) == 1
     }
     _ => false,
 },
@@ -225,6 +235,8 @@ chip!(PCI_TESTDEV, "pci-testdev", "the test device on a PCI bus", ["pci/testdev.
     |m| bus(m, None, &[PciDevice::TestDevice]));
 
 chip!(EDU, "edu", "the edu device: factorials, DMA and interrupts", ["pci/edu.rs"], 90 "",
+    // Where the engine's buffer begins and nearly ends; lengths; commands.
+    numbers: &[edu::BUFFER, edu::BUFFER + edu::BUFFER_BYTES as u64 - 4, edu::BUFFER_BYTES as u64, 4, 1, 3, 5, 7],
     canary: |_, outcome| high(outcome),
     |m| bus(m, None, &[PciDevice::Edu]));
 

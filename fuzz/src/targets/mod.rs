@@ -53,6 +53,8 @@ pub enum Subject {
         spec: fn() -> BoardSpec,
         /// What is put on a board of that kind.
         put: Put,
+        /// Numbers that matter to its registers: addresses, commands, lengths.
+        numbers: &'static [u64],
         /// What must happen on it sooner or later: see [`arm`].
         canary: fn(&Op, &Outcome) -> bool,
     },
@@ -156,8 +158,11 @@ const BOARD_WORDS: &[&[u8]] = &[b"Shutdown"];
 
 /// The board that a script names in its second line, as the fuzzer builds it.
 pub fn board(spec: BoardSpec) -> Board<'static> {
-    let words = named(&spec.kind).map_or(BOARD_WORDS, |target| target.words);
-    Board { spec, build: &build, keeps: &["rtc"], words }
+    let (words, numbers) = match named(&spec.kind) {
+        Some(Target { words, subject: Subject::Board { numbers, .. }, .. }) => (*words, *numbers),
+        _ => (BOARD_WORDS, &[][..]),
+    };
+    Board { spec, build: &build, keeps: &["rtc"], words, numbers }
 }
 
 impl Target {

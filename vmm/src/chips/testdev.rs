@@ -168,8 +168,9 @@ impl Device for TestDevice {
     fn save(&self) -> Vec<u8> {
         let TestDevice { latch, lines, memory } = self;
         let saved = MEMORY / PIECE - usize::from(planted::has(Flaw::TestdevEnd));
-        let pieces = (0u16..).zip(memory.as_chunks().0.iter().copied()).take(saved);
-        let pieces = pieces.filter(|(_, piece)| *piece != [0; PIECE]).collect();
+        let pieces = (0u16..).zip(memory.as_chunks().0).take(saved);
+        let pieces = pieces.filter(|(_, piece)| **piece != [0; PIECE]);
+        let pieces = pieces.map(|(at, piece)| (at, *piece)).collect();
         let mask = if planted::has(Flaw::TestdevLines) { 0xffff } else { u32::MAX };
         encode(&Saved { latch: *latch, lines: *lines & mask, pieces })
     }

@@ -26,7 +26,7 @@ use super::{CONFIG, config_region};
 use crate::access::{IoError, Size, Space};
 use crate::device::{At, Device, Env, Nanos, Region, StateError};
 use crate::planted::{self, Flaw};
-use crate::state::{decode, encode};
+use crate::state::{decode, encode, used};
 
 /// How long the DMA engine is busy with a transfer, in nanoseconds.
 pub const BUSY: Nanos = 100_000;
@@ -343,9 +343,10 @@ impl Device for Edu {
 
     fn save(&self) -> Vec<u8> {
         let Edu { config, memory: _, regs, buffer } = self;
-        let used = buffer.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
-        let first = buffer.iter().position(|&byte| byte == 0);
-        let used = first.filter(|_| planted::has(Flaw::EduBuffer)).unwrap_or(used);
+        let used = match planted::has(Flaw::EduBuffer) {
+            true => buffer.iter().position(|&byte| byte == 0).unwrap_or(BUFFER_BYTES),
+            false => used(&buffer[..]),
+        };
         let config = config.registers().clone();
         encode(&Saved { config, regs: regs.clone(), buffer: buffer[..used].to_vec() })
     }

@@ -47,6 +47,7 @@ fn days_of(year: u64, month: u64) -> u64 {
         4 | 6 | 9 | 11 => 30,
         2 if is_leap(year) => 29,
         2 => 28,
+        _ if planted::has(Flaw::RtcMonth) => [31; 12][month as usize - 1],
         _ => 31,
     }
 }

@@ -5,6 +5,8 @@ use std::process::Command;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
+use fuzz::generators::{HEADER, RECORD};
+use fuzz::targets::Subject;
 use testcases::bounded::Bounded;
 use testcases::process::{self, Ended};
 
@@ -18,6 +20,18 @@ const MEMORY: u32 = 2048;
 
 /// How much longer than it was asked to a fuzzer may take to end.
 const GRACE: Duration = Duration::from_secs(60);
+
+/// The most operations of a script that libFuzzer makes. What takes more in a row takes little in a short
+/// script, as a burst or a repetition, and the time of an execution goes with their number.
+pub const OPS: usize = 64;
+
+/// The most bytes of an input of this target.
+fn longest(target: &str, ops: usize) -> usize {
+    match fuzz::targets::named(target).map(|target| target.subject) {
+        Some(Subject::Board { .. }) => HEADER + ops * RECORD,
+        _ => 4096,
+    }
+}
 
 /// What is hunted, and how long.
 #[derive(Clone, Debug)]
@@ -34,6 +48,8 @@ pub struct Hunt<'a> {
     pub time: Duration,
     /// Where chance begins; 0 for anywhere.
     pub seed: u32,
+    /// Operations of an input at most, where it is a script.
+    pub ops: usize,
     /// Processor time at most, however many processes share the machine; `time` bounds what passes then.
     pub cpu: Option<Duration>,
     /// How long one execution may take.
@@ -90,6 +106,7 @@ pub fn hunt(
             command.arg(format!("-rss_limit_mb={MEMORY}"));
             command.arg(format!("-max_total_time={}", hunt.time.as_secs()));
             command.args(["-print_final_stats=1", "-reload=5"]);
+            command.arg(format!("-max_len={}", longest(hunt.target, hunt.ops)));
             if hunt.runs > 0 {
                 command.arg(format!("-runs={}", hunt.runs));
             }

@@ -10,6 +10,7 @@ pub mod export;
 pub mod planted;
 pub mod run;
 pub mod soak;
+pub mod speed;
 pub mod status;
 pub mod tool;
 pub mod triage;

@@ -164,6 +164,7 @@ fn one(
             runs: 0,
             time: left.saturating_mul(BUSY),
             seed,
+            ops: engine::OPS,
             cpu: Some(left),
             execution: EXECUTION,
             words: None,

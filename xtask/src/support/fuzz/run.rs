@@ -129,6 +129,7 @@ fn one(
             runs: options.runs,
             time: options.time,
             seed: if options.seed == 0 { 0 } else { options.seed + u32::from(job) },
+            ops: engine::OPS,
             cpu: None,
             execution: EXECUTION,
             words: words.as_deref(),

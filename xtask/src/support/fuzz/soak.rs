@@ -281,6 +281,7 @@ fn one(
         runs: 0,
         time,
         seed: 0,
+        ops: engine::OPS,
         cpu: None,
         execution: EXECUTION,
         words: words.as_deref(),
