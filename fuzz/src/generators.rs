@@ -33,6 +33,7 @@ use vmm::script::replay::{Outcome, Player};
 use vmm::script::{Answer, Op, Script, Step};
 
 use crate::Board;
+use crate::models::Models;
 use crate::oracles::{self, Laws, Violation};
 use crate::registers::{self, Registers};
 pub use exact::encode;
@@ -113,6 +114,7 @@ struct Generator<'b, 'p, 'a> {
     record: [u8; RECORD],
     at: usize,
     player: &'p mut Player<'a>,
+    models: Models,
     words: &'p [&'p [u8]],
     numbers: &'p [u64],
     registers: Rc<Registers>,
@@ -156,6 +158,7 @@ impl<'b, 'p, 'a> Generator<'b, 'p, 'a> {
             record: [0; RECORD],
             at: 0,
             player,
+            models: Models::of(&board.spec),
             words: board.words,
             numbers: board.numbers,
             registers: registers::of(board, &mappings),
@@ -256,8 +259,9 @@ impl<'b, 'p, 'a> Generator<'b, 'p, 'a> {
         let at = self.script.steps.len() - 1;
         let op = &self.script.steps[at].op;
         JOURNAL.with_borrow_mut(|journal| journal.iter_mut().for_each(|tell| tell(op)));
+        self.models.before(op, self.player.machine());
         let outcome = self.player.step(op);
-        self.wrong = oracles::after(at, op, &outcome, self.player).err();
+        self.wrong = oracles::after(at, op, &outcome, self.player, &mut self.models).err();
         if let Op::Exit { exit: Exit::Io(access), .. } = op {
             if let Answer::Value(value) = outcome.answer {
                 self.values.rotate_right(1);

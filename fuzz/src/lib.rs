@@ -3,8 +3,8 @@
 //! What there is to fuzz is [one list](targets::ALL): the PC board, a board for each chip, and readers of
 //! bytes (loaders, texts, saved states). For a board, bytes become a [script](vmm::script)
 //! ([`generators`]), which is varied [operation by operation](mutate) and held against what every board
-//! must obey ([`oracles`]). All of it is plain functions, so seeds and regressions run under
-//! `cargo test -p fuzz` with a stable compiler, and [`hunt`] fuzzes with one.
+//! must obey ([`oracles`]) and what [`models`] of its devices say. All of it is plain functions, so seeds
+//! and regressions run under `cargo test -p fuzz` with a stable compiler, and [`hunt`] fuzzes with one.
 //!
 //! Most inputs are played once. What takes the script to be played again is asked of one input in
 //! sixteen, by a byte of the input, so that an input does the same whenever it is tried. Boards are
@@ -25,6 +25,7 @@ pub mod images;
 pub mod judge;
 pub mod lab;
 pub mod minimise;
+pub mod models;
 pub mod mutate;
 pub mod oracles;
 pub mod recorded;

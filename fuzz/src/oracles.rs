@@ -14,6 +14,7 @@ use vmm::script::{Answer, Op, Script, Step, parse};
 
 use crate::Board;
 use crate::generators::{Generated, words};
+use crate::models::Models;
 use crate::rig::Rig;
 
 /// What a board must do.
@@ -35,6 +36,8 @@ pub enum Law {
     Deadlines,
     /// A script's text says what the script says.
     Text,
+    /// A device does what its model says.
+    Model,
 }
 
 /// A law that a board broke.
@@ -64,6 +67,7 @@ impl fmt::Display for Law {
             Law::Bounds => "an operation has a bounded number of effects",
             Law::Deadlines => "a deadline lies ahead",
             Law::Text => "a script survives its text",
+            Law::Model => "a device does what its model says",
         })
     }
 }
@@ -162,7 +166,7 @@ pub fn generated(
 /// The first law that is broken.
 pub fn check(script: &Script, board: &Board<'_>, restores: Restores) -> Result<Trace, Violation> {
     let mut rig = Rig::new(board.clone());
-    let mut run = Run::new(script, &mut rig);
+    let mut run = Run { models: Models::of(&board.spec), ..Run::new(script, &mut rig) };
     run.play(|_| false)?;
     let trace = run.trace();
     run.end(&mut rig);
@@ -215,7 +219,13 @@ fn text(script: &Script) -> Result<(), Violation> {
 ///
 /// # Errors
 /// The law.
-pub fn after(at: usize, op: &Op, outcome: &Outcome, player: &Player<'_>) -> Result<(), Violation> {
+pub fn after(
+    at: usize,
+    op: &Op,
+    outcome: &Outcome,
+    player: &Player<'_>,
+    models: &mut Models,
+) -> Result<(), Violation> {
     let broken = |law: Law, what: String| Err(law.broken(Some(at + 1), what));
     if *op == Op::SaveRestore && outcome.answer != Answer::Ok {
         let why = player.refusal().unwrap_or("it is refused");
@@ -236,7 +246,7 @@ pub fn after(at: usize, op: &Op, outcome: &Outcome, player: &Player<'_>) -> Resu
         let now = machine.now();
         return broken(Law::Deadlines, format!("at {now} ns one is still {due} ns"));
     }
-    Ok(())
+    models.after(at, op, outcome, machine)
 }
 
 /// One script on one board.
@@ -244,12 +254,15 @@ struct Run<'s, 'a> {
     script: &'s Script,
     player: Player<'a>,
     outcomes: Vec<Outcome>,
+    models: Models,
 }
 
 impl<'s, 'a> Run<'s, 'a> {
     fn new(script: &'s Script, rig: &mut Rig<'a>) -> Run<'s, 'a> {
         let player = rig.take();
-        Run { script, player, outcomes: Vec::with_capacity(script.steps.len()) }
+        let outcomes = Vec::with_capacity(script.steps.len());
+        // Other laws are asked of what models were asked about before.
+        Run { script, player, outcomes, models: Models::none() }
     }
 
     /// The board is used again.
@@ -279,8 +292,9 @@ impl<'s, 'a> Run<'s, 'a> {
     }
 
     fn step(&mut self, at: usize, op: &Op) -> Result<Outcome, Violation> {
+        self.models.before(op, self.player.machine());
         let outcome = self.player.step(op);
-        after(at, op, &outcome, &self.player).map(|()| outcome)
+        after(at, op, &outcome, &self.player, &mut self.models).map(|()| outcome)
     }
 
     fn trace(&mut self) -> Trace {

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::access::{IoError, Size, Space};
 use crate::device::{Action, At, Device, Env, Nanos, Region, StateError};
+use crate::planted::{self, Flaw};
 use crate::state;
 
 /// The usual base of the event block; the control block and the timer follow at +4 and +8.
@@ -155,7 +156,9 @@ impl AcpiPm {
         let carries = self.carries(env.now());
         if carries > self.regs.carries {
             self.regs.carries = carries;
-            self.regs.status |= event::TIMER;
+            if carries % 2 == 1 || !planted::has(Flaw::PmCarry) {
+                self.regs.status |= event::TIMER;
+            }
         }
     }
 
@@ -167,6 +170,9 @@ impl AcpiPm {
     fn write_event(&mut self, bits: u32, mask: u32) {
         // Status bits are cleared by writing 1; the enable register lies above them.
         self.regs.status &= !(bits as u16);
+        if bits as u16 & 0xff00 != 0 && planted::has(Flaw::PmClear) {
+            self.regs.status &= 0xff;
+        }
         let (bits, mask) = ((bits >> 16) as u16, (mask >> 16) as u16);
         self.regs.enable = (self.regs.enable & !mask | bits) & ENABLES;
     }
@@ -292,9 +298,11 @@ impl Device for AcpiPm {
         64
     }
 
-    fn reset(&mut self, _env: &mut Env<'_>) {
+    /// The timer counts on, so no carry of before is one to tell.
+    fn reset(&mut self, env: &mut Env<'_>) {
+        self.settle(env);
         let AcpiPm { width: _, regs } = self;
-        *regs = Regs::default();
+        *regs = Regs { carries: regs.carries, ..Regs::default() };
     }
 
     fn save(&self) -> Vec<u8> {

@@ -60,7 +60,11 @@ const ALL: u32 = (1 << LINES) - 1;
 fn message(entry: u64) -> (u64, u32) {
     let address = 0xfee0_0000
         | (entry >> entry::DESTINATION) << 4
-        | if entry & entry::LOGICAL != 0 { 1 << 2 } else { 0 };
+        | if entry & entry::LOGICAL != 0 && !planted::has(Flaw::IoapicLogical) {
+            1 << 2
+        } else {
+            0
+        };
     // Trigger mode, and the level that a level-triggered message has (SDM volume 3, 12.11.2).
     let level = if entry & entry::LEVEL != 0 { 0b11 << 14 } else { 0 };
     (address, (entry & (entry::VECTOR | entry::DELIVERY)) as u32 | level)
@@ -92,6 +96,7 @@ impl IoApic {
     fn register(&self) -> u32 {
         match (self.select, IoApic::half(self.select)) {
             (_, Some((pin, shift))) => (self.entries[pin] >> shift) as u32,
+            (ARBITRATION, _) if planted::has(Flaw::IoapicArbitration) => 0,
             // The arbitration identifier follows the identifier (3.2.3).
             (ID | ARBITRATION, _) => u32::from(self.id) << 24,
             (VERSION, _) => VERSION_VALUE,
@@ -106,6 +111,9 @@ impl IoApic {
             let writable =
                 if planted::has(Flaw::IoapicReserved) { u64::MAX } else { entry::WRITABLE };
             let mut new = new & writable | old & entry::REMOTE_IRR;
+            if planted::has(Flaw::IoapicPolarity) {
+                new &= !(1 << 13);
+            }
             if new & entry::LEVEL == 0 {
                 // The end of an edge is not waited for.
                 new &= !entry::REMOTE_IRR;

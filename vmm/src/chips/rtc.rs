@@ -172,6 +172,7 @@ impl Regs {
     /// the chip compares bytes, so 0x0a is not 10 in BCD.
     fn alarm(&self) -> Option<Alarm> {
         let field = |byte: u8, number: Option<u64>| match byte {
+            ANY..0xe0 if planted::has(Flaw::RtcAny) => number.map(Some),
             ANY.. => Some(None),
             _ => number.map(Some),
         };
@@ -238,7 +239,9 @@ impl Regs {
         if self.alarm().is_some_and(|alarm| alarm.seconds_from(was.second_of_day) <= seconds) {
             self.flags |= B_AIE;
         }
-        self.flags |= B_UIE;
+        if self.flags & B_AIE == 0 || !planted::has(Flaw::RtcEnded) {
+            self.flags |= B_UIE;
+        }
         if planted::has(Flaw::RtcSeconds) {
             for _ in 0..seconds {
                 self.set_calendar(self.calendar().after(1));
@@ -293,7 +296,7 @@ impl Regs {
     }
 
     fn write_b(&mut self, value: u8) {
-        let set_rises = value & !self.get(B) & B_SET != 0;
+        let set_rises = value & !self.get(B) & B_SET != 0 && !planted::has(Flaw::RtcSet);
         self.set(B, if set_rises { value & !B_UIE } else { value });
     }
 }

@@ -161,6 +161,7 @@ impl Uart {
         let stop = match (lcr & 4 != 0, data) {
             (false, _) => 2,
             (true, 5) => 3,
+            (true, _) if planted::has(Flaw::UartPatience) => 2,
             (true, _) => 4,
         };
         let half_bits = 2 * (1 + data + parity) + stop;
@@ -185,7 +186,7 @@ impl Uart {
         let r = &mut self.regs;
         if r.fifo && r.len == FIFO {
             // 8.4, bit 1: the FIFO keeps what it has, the new character is lost.
-            r.overrun = true;
+            r.overrun = !planted::has(Flaw::UartOverrun);
             return;
         }
         if r.fifo {
@@ -233,13 +234,17 @@ impl Uart {
     fn cause(&self) -> u8 {
         let r = &self.regs;
         let level = if r.fifo { TRIGGER[usize::from(r.trigger)] } else { 1 };
+        let level = level + u8::from(level == 14 && planted::has(Flaw::UartTrigger));
+        let empty = r.ier & IER_THRE != 0 && r.thre;
         if r.ier & IER_LINE != 0 && self.line_error() {
             CAUSE_LINE
+        } else if empty && planted::has(Flaw::UartPriority) {
+            CAUSE_THRE
         } else if r.ier & IER_RX != 0 && r.len >= level {
             CAUSE_DATA
         } else if r.ier & IER_RX != 0 && r.timeout {
             CAUSE_TIMEOUT
-        } else if r.ier & IER_THRE != 0 && r.thre {
+        } else if empty {
             CAUSE_THRE
         } else if r.ier & IER_MODEM != 0 && r.deltas != 0 {
             CAUSE_MODEM

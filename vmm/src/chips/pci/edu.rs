@@ -134,6 +134,7 @@ fn factorial(n: u32) -> u32 {
         _ if planted::has(Flaw::EduFactorial) => {
             (1..=n).fold(1u32, |f, n| std::hint::black_box(f).wrapping_mul(n))
         }
+        0 if planted::has(Flaw::EduZero) => 0,
         0..34 => (1..=n).fold(1u32, u32::wrapping_mul),
         34.. => 0,
     }
@@ -234,6 +235,7 @@ impl Edu {
         if let Some((old, shift)) = self.wide(offset) {
             let value = match size {
                 Size::B4 => old & !(0xffff_ffff << shift) | value << shift,
+                Size::B8 if shift == 0 && planted::has(Flaw::EduHalf) => value | value << 32,
                 Size::B8 if shift == 0 => value,
                 _ => return Err(IoError::Width),
             };
@@ -268,6 +270,9 @@ impl Edu {
                 if self.regs.status & FACTORIAL_INTERRUPT != 0 {
                     self.raise(env, CAUSE_FACTORIAL);
                 }
+            }
+            reg::STATUS if planted::has(Flaw::EduStatus) => {
+                self.regs.status |= value & FACTORIAL_INTERRUPT;
             }
             reg::STATUS => self.regs.status = value & FACTORIAL_INTERRUPT,
             reg::RAISE => self.raise(env, value),

@@ -98,9 +98,10 @@ impl Calendar {
     pub fn after(self, seconds: u64) -> Calendar {
         let second = self.second_of_day + seconds % DAY;
         let days = seconds / DAY + second / DAY;
+        let weekday = (self.weekday - 1 + days % 7) % 7 + 1;
         Calendar {
             second_of_day: second % DAY,
-            weekday: (self.weekday - 1 + days % 7) % 7 + 1,
+            weekday: if planted::has(Flaw::RtcSaturday) { weekday % 7 } else { weekday },
             day: (self.day + days) % ERA,
         }
     }

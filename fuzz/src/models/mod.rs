@@ -1,0 +1,243 @@
+//! Small models of devices: what a specification says that a device answers.
+//!
+//! A model sees what guest and host do to a board, and what came of it. It is written from the
+//! specification that it names, not from the device, and knows no device's code. Of what a specification
+//! leaves open it takes what the device's documentation says that this board does, or says nothing.
+//!
+//! A device shows its interrupt line when it is called. What time alone does to it shows on the line once
+//! the board's timer has fired; until then a model asks nothing of the line.
+
+mod acpi_pm;
+mod edu;
+mod ioapic;
+mod rtc;
+#[cfg(test)]
+mod tests;
+mod uart;
+
+use vmm::access::{Access, Dir, Space};
+use vmm::device::Nanos;
+use vmm::exit::Exit;
+use vmm::machine::Machine;
+use vmm::script::replay::Outcome;
+use vmm::script::{Answer, BoardSpec, Effect, Op};
+
+use crate::oracles::{Law, Violation};
+
+/// What is the same for all models: an operation, and what came of it.
+struct Seen<'a> {
+    op: &'a Op,
+    outcome: &'a Outcome,
+    /// The access that it is, and what a read gave.
+    access: Option<Access>,
+    value: Option<u64>,
+    now: Nanos,
+    machine: &'a Machine,
+}
+
+/// What a device is to do.
+trait Model {
+    /// The operation is about to be done.
+    fn before(&mut self, op: &Op, machine: &Machine) {
+        let _ = (op, machine);
+    }
+
+    /// Whether that is what the device is to do, as far as the model knows; if not, what is.
+    fn step(&mut self, seen: &Seen<'_>) -> Result<(), String>;
+}
+
+/// The models of a board's devices.
+pub struct Models(Vec<(&'static str, Box<dyn Model>)>);
+
+impl Models {
+    /// Of no device: nothing is asked.
+    pub const fn none() -> Models {
+        Models(Vec::new())
+    }
+
+    /// Those that there are for the devices of this board, which was just switched on.
+    pub fn of(spec: &BoardSpec) -> Models {
+        let time = spec.unix_time;
+        Models(match &spec.kind[..] {
+            "uart" => vec![("com1", Box::new(uart::Uart::new(true)))],
+            "rtc" => vec![("rtc", Box::new(rtc::Rtc::new(0, true)))],
+            "acpi-pm" => vec![("acpi-pm", Box::new(acpi_pm::AcpiPm::new(true)))],
+            "ioapic" => vec![("ioapic", Box::new(ioapic::IoApic::new()))],
+            "edu" => vec![("edu", Box::new(edu::Edu::new()))],
+            // Others drive lines there, too.
+            "pc" => vec![
+                ("com1", Box::new(uart::Uart::new(false))),
+                ("rtc", Box::new(rtc::Rtc::new(time, false))),
+                ("acpi-pm", Box::new(acpi_pm::AcpiPm::new(false))),
+            ],
+            _ => Vec::new(),
+        })
+    }
+
+    /// An operation is about to be done.
+    pub fn before(&mut self, op: &Op, machine: &Machine) {
+        self.0.iter_mut().for_each(|(_, model)| model.before(op, machine));
+    }
+
+    /// What came of operation `at` (the first is 0), held against what the models say.
+    ///
+    /// # Errors
+    /// When a device does something else.
+    pub fn after(
+        &mut self,
+        at: usize,
+        op: &Op,
+        outcome: &Outcome,
+        machine: &Machine,
+    ) -> Result<(), Violation> {
+        if self.0.is_empty() {
+            return Ok(());
+        }
+        let access = match op {
+            Op::Exit { exit: Exit::Io(access), .. } => Some(*access),
+            _ => None,
+        };
+        let value = match outcome.answer {
+            Answer::Value(value) => Some(value),
+            _ => None,
+        };
+        let seen = Seen { op, outcome, access, value, now: machine.now(), machine };
+        self.0.iter_mut().try_for_each(|(name, model)| {
+            model.step(&seen).map_err(|what| Violation {
+                law: Law::Model,
+                step: Some(at + 1),
+                what: format!("device `{name}` at `{op}`: {what}"),
+            })
+        })
+    }
+}
+
+/// What a device with registers of a byte sees of an access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Byte {
+    /// A read; what the guest got, if it got anything.
+    Read(Option<u8>),
+    /// A write.
+    Write(u8),
+}
+
+impl Seen<'_> {
+    /// The bytes of an access that fall on `len` ports from `base`, by their places there: a bridge to
+    /// a bus of bytes makes one access of each, the low one first.
+    #[inline]
+    fn bytes(&self, base: u64, len: u64) -> Bytes {
+        match self.access {
+            Some(Access { space: Space::Port, addr, size, dir }) => {
+                let (offset, left) = (addr.wrapping_sub(base), size.bytes());
+                let value = match dir {
+                    Dir::Read => self.value,
+                    Dir::Write(value) => Some(value),
+                };
+                Bytes { offset, left, len, value, is_write: dir != Dir::Read }
+            }
+            _ => Bytes { offset: 0, left: 0, len, value: None, is_write: false },
+        }
+    }
+
+    /// How many bytes a device took of the host's, and which; if it was offered any.
+    fn input(&self, device: &str) -> Option<(&[u8], Option<u64>)> {
+        match self.op {
+            Op::Input { device: name, bytes } if name == device => Some((bytes, self.value)),
+            _ => None,
+        }
+    }
+
+    /// Whether every device has been told the time by this.
+    fn is_told(&self) -> bool {
+        matches!(self.op, Op::Timer | Op::Reset)
+    }
+}
+
+/// What [`Seen::bytes`] gives.
+struct Bytes {
+    /// Of the next byte; below `len` if it falls on the ports.
+    offset: u64,
+    left: u64,
+    len: u64,
+    /// The next byte is the lowest.
+    value: Option<u64>,
+    is_write: bool,
+}
+
+impl Iterator for Bytes {
+    type Item = (u64, Byte);
+
+    #[inline]
+    fn next(&mut self) -> Option<(u64, Byte)> {
+        while self.left > 0 {
+            let (offset, value) = (self.offset, self.value);
+            self.offset = offset.wrapping_add(1);
+            self.left -= 1;
+            self.value = value.map(|value| value >> 8);
+            if offset < self.len {
+                let byte = value.map(|value| value as u8);
+                let write = byte.filter(|_| self.is_write).map(Byte::Write);
+                return Some((offset, write.unwrap_or(Byte::Read(byte))));
+            }
+        }
+        None
+    }
+}
+
+/// Bits of what was read that must be as expected.
+fn bits(what: &str, got: Option<u8>, expected: u8, mask: u8) -> Result<(), String> {
+    match got {
+        Some(got) if (got ^ expected) & mask != 0 => {
+            let of = if mask == 0xff { String::new() } else { format!(" in {mask:#x}") };
+            Err(format!("{what} is {expected:#x}{of}, not {got:#x}"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What was read must be this.
+fn same(what: &str, got: Option<u8>, expected: u8) -> Result<(), String> {
+    bits(what, got, expected, 0xff)
+}
+
+/// An interrupt line.
+#[derive(Clone, Copy, Debug)]
+struct Line {
+    gsi: u32,
+    high: bool,
+    /// Nobody else drives it.
+    alone: bool,
+    /// Time may have changed the level, and the board was not told.
+    late: bool,
+}
+
+impl Line {
+    const fn new(gsi: u32, alone: bool) -> Line {
+        Line { gsi, high: false, alone, late: false }
+    }
+
+    /// Notes what the line did.
+    fn hear(&mut self, outcome: &Outcome) {
+        for effect in &outcome.effects {
+            if let Effect::Line { gsi, level } = effect
+                && *gsi == self.gsi
+            {
+                self.high = *level;
+            }
+        }
+    }
+
+    /// The device was called, and its line is to be at this level (`None`: any).
+    fn must(&self, level: Option<bool>) -> Result<(), String> {
+        let wrong = match level {
+            Some(true) => !self.high,
+            Some(false) => self.high && self.alone,
+            None => false,
+        };
+        if wrong && !self.late {
+            let level = if self.high { "low" } else { "high" };
+            return Err(format!("its interrupt line {} is to be {level}", self.gsi));
+        }
+        Ok(())
+    }
+}
