@@ -11,7 +11,7 @@ use crate::flags::{self, FuzzAction};
 use crate::support::fuzz::build::{self, Flavour};
 use crate::support::fuzz::tool::Tool;
 use crate::support::fuzz::{
-    Shop, chosen, cover, export, owner, planted, record, run, soak, speed, target, triage,
+    Shop, chosen, cover, direct, export, owner, planted, record, run, soak, speed, target, triage,
 };
 use crate::support::out::complain;
 use crate::support::{self, Failure, Out, Outcome};
@@ -80,6 +80,14 @@ pub fn run(flags: &flags::Fuzz, out: &mut Out) -> Outcome {
         FuzzAction::Cover { target } => cover::run(shop, &chosen(target)?, out)?,
         FuzzAction::Speed { target } => speed::run(shop, &chosen(target)?, out)?,
         FuzzAction::Record { filters, file } => record::run(shop, filters, file, out)?,
+        FuzzAction::Direct { target, runs, seed, script, sabotage } => {
+            let runs = usize::from(*runs);
+            let options = direct::Options { runs, seed: *seed, sabotage: sabotage.as_deref() };
+            return Ok(status(match script {
+                Some(file) => direct::again(shop, file, options, out)?,
+                None => direct::run(shop, &chosen(target)?, options, out)?,
+            }));
+        }
         FuzzAction::Triage => triage::run(shop, out)?,
         FuzzAction::Planted { names, jobs, budget, seed, stable, json } => {
             let options = planted::Options {
