@@ -287,7 +287,7 @@ impl<'a> Player<'a> {
         self.cx.clear();
         self.changes.clear();
         self.refusal = None;
-        *self.late.lock() = Late::default();
+        self.late.begin(Vec::new());
         *self.sink.lock() = Kept::default();
         self.machine.clear();
         (self.build)(&self.spec, &mut self.machine)
