@@ -18,6 +18,7 @@
 //! What it finds becomes a file: `cargo xtask fuzz triage` writes the least script that still breaks the
 //! law into [`fuzz/regressions`](regressions).
 
+pub mod direct;
 pub mod forms;
 pub mod generators;
 pub mod hunt;

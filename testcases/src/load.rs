@@ -122,9 +122,11 @@ pub fn load(dir: &Path) -> Result<Vec<Case>, Problems> {
         let area_file = area_path.join(area::FILE);
         let shared = area::read(&area_file, &mut problems);
         let first = cases.len();
+        let mut scripts = Vec::new();
         for (file, path) in entries(&area_path, &mut problems) {
             match file.strip_suffix(".toml") {
                 _ if file == area::FILE => {}
+                None if file.ends_with(".script") => scripts.push((file, path)),
                 Some(name) if is_word(&area) && is_word(name) => {
                     read(&area, name, &path, &mut cases, &mut problems);
                 }
@@ -132,6 +134,16 @@ pub fn load(dir: &Path) -> Result<Vec<Case>, Problems> {
                     &path,
                     "no case: write AREA/NAME.toml, both of lower-case letters, digits, - and _",
                 ),
+            }
+        }
+        for (file, path) in scripts {
+            let named =
+                |case: &Case| case.spec.machine.modules.iter().any(|m| *m == Path::new(&file));
+            if !cases[first..].iter().any(named) {
+                problems.add(
+                    &path,
+                    "no case of the area hands it to a guest: name it in machine.modules",
+                );
             }
         }
         area::apply(&area_file, &shared, &mut cases[first..], &mut problems);
@@ -366,6 +378,7 @@ mod tests {
             ("a/b.toml", &format!("{SMALL}[variant]\nv = 1\n"), "variant `v` is no table"),
             ("a/b.toml", &format!("{SMALL}variant = 1\n"), "`variant` is no table"),
             ("a/B.toml", SMALL, "no case"),
+            ("a/b.script", "", "no case of the area hands it to a guest"),
             ("a/b.txt", SMALL, "no case"),
             ("b.toml", SMALL, "no case"),
             ("A/b.toml", SMALL, "no case"),

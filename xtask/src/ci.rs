@@ -39,7 +39,7 @@ fn stages(require: &str, kvm: bool) -> Vec<Stage> {
     if !require.is_empty() {
         cases.words.extend(["--require".to_string(), require.to_string()]);
     }
-    vec![
+    let mut stages = vec![
         stage("format", "fmt --all --check", 2),
         stage("tidy", "xtask tidy", 10),
         stage("coverage", "xtask coverage-map --check", 10),
@@ -54,8 +54,12 @@ fn stages(require: &str, kvm: bool) -> Vec<Stage> {
         stage("fuzz", "xtask fuzz floors all --runs 30000 --jobs 2", 20),
         stage("fuzz layout", "test --package xtask --test fuzz -- --ignored", 20),
         stage("payloads", "xtask payloads --check", 20),
-        cases,
-    ]
+    ];
+    if own {
+        stages.push(stage("direct", "xtask fuzz direct --runs 2", 20));
+    }
+    stages.push(cases);
+    stages
 }
 
 /// Runs the command.
@@ -123,7 +127,8 @@ mod tests {
                 assert!(flags::Xtask::try_parse_from(words).is_ok(), "{:?}", stage.words);
             }
         }
-        assert_eq!(own, 6);
+        assert_eq!(own, 7);
+        assert!(!stages("", false).iter().any(|stage| stage.name == "direct"));
         let cases =
             |require, kvm| stages(require, kvm).pop().expect("the last stage").words.join(" ");
         // A KVM that is required and missing is an error of its cases.

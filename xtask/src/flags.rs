@@ -352,6 +352,25 @@ pub enum FuzzAction {
         #[arg(long)]
         stable: bool,
     },
+    /// Has guests do scripts with real instructions under KVM, and holds what comes of it against the
+    /// board alone.
+    Direct {
+        /// A target's name, or all; those whose inputs are no scripts are left out.
+        #[arg(default_value = "all")]
+        target: String,
+        /// How many scripts are drawn for each target, and taken from its corpus at most.
+        #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..))]
+        runs: u16,
+        /// Where chance begins.
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        seed: u64,
+        /// This script instead.
+        #[arg(long, value_name = "FILE", conflicts_with_all = ["runs", "seed"])]
+        script: Option<PathBuf>,
+        /// Uses a VMM that is wrong on purpose in this way.
+        #[arg(long, value_name = "FLAW")]
+        sabotage: Option<String>,
+    },
     /// Groups findings by cause, and writes a regression for each.
     Triage,
     /// Plants known flaws, one at a time, and tells which the fuzzers find from nothing.
@@ -449,6 +468,11 @@ mod tests {
             ("fuzz repro a/b --target uart", true),
             ("fuzz min a/b --out c", true),
             ("fuzz planted uart-scratch-kept --jobs 2 --budget 10s --json x", true),
+            ("fuzz direct", true),
+            ("fuzz direct uart --runs 3 --seed 7 --sabotage port-read-bit", true),
+            ("fuzz direct --script a/b", true),
+            ("fuzz direct --script a/b --seed 1", false),
+            ("fuzz direct --runs 0", false),
             ("fuzz soak --hours 0.5 --slice 10s", true),
             ("fuzz export all --out d --sanitizer none", true),
             ("fuzz", false),

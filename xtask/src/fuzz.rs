@@ -11,7 +11,8 @@ use crate::flags::{self, FuzzAction};
 use crate::support::fuzz::build::{self, Flavour};
 use crate::support::fuzz::tool::Tool;
 use crate::support::fuzz::{
-    Shop, chosen, cover, export, floors, owner, planted, record, run, soak, speed, target, triage,
+    Shop, chosen, cover, direct, export, floors, owner, planted, record, run, soak, speed, target,
+    triage,
 };
 use crate::support::out::complain;
 use crate::support::{self, Failure, Out, Outcome};
@@ -90,6 +91,14 @@ pub fn run(flags: &flags::Fuzz, out: &mut Out) -> Outcome {
                 stable: *stable,
             };
             return Ok(status(floors::run(shop, &chosen(target)?, &options, out)?));
+        }
+        FuzzAction::Direct { target, runs, seed, script, sabotage } => {
+            let runs = usize::from(*runs);
+            let options = direct::Options { runs, seed: *seed, sabotage: sabotage.as_deref() };
+            return Ok(status(match script {
+                Some(file) => direct::again(shop, file, options, out)?,
+                None => direct::run(shop, &chosen(target)?, options, out)?,
+            }));
         }
         FuzzAction::Triage => triage::run(shop, out)?,
         FuzzAction::Planted { names, jobs, budget, seed, stable, json } => {

@@ -7,6 +7,7 @@
 #![no_std]
 
 pub mod lab;
+pub mod replay;
 
 /// I/O port of the exit device (`isa-debug-exit` in QEMU's terms).
 pub const EXIT_PORT: u16 = 0xf4;

@@ -15,6 +15,13 @@ pub(crate) fn init() {
     }
 }
 
+/// Makes the port usable again after a test that wrote to its registers: out of loop-back, and begun anew.
+pub fn recover() {
+    // The modem control register has bit 4 for that, and lies there whatever the divisor latch says.
+    port::out8(SERIAL_PORT + 4, 0);
+    init();
+}
+
 /// Sends bytes as they are. Each access leaves the guest, so the line status is read once for
 /// every 16 bytes, and waited for within bounds: a port that never gets ready is not there.
 pub fn write(bytes: &[u8]) {

@@ -93,6 +93,8 @@ struct Late {
     accesses: u32,
     /// What changes after how many of them.
     changes: Vec<(u32, u64, Vec<u8>)>,
+    /// Where they went: first address and length.
+    touched: Vec<(u64, u64)>,
 }
 
 impl LateRam {
@@ -102,7 +104,9 @@ impl LateRam {
 
     /// An operation begins: its changes are those that stood before it.
     fn begin(&self, changes: Vec<(u32, u64, Vec<u8>)>) {
-        *self.lock() = Late { accesses: 0, changes };
+        let mut late = self.lock();
+        (late.accesses, late.changes) = (0, changes);
+        late.touched.clear();
     }
 
     /// Makes the changes that are due; whether there was one.
@@ -129,11 +133,13 @@ impl RamTap for LateRam {
             let _ = self.ram.read(addr, bytes);
         }
         late.accesses = late.accesses.saturating_add(1);
+        late.touched.push((addr, bytes.len() as u64));
     }
 
-    fn wrote(&self, _: u64, _: &[u8]) {
+    fn wrote(&self, addr: u64, bytes: &[u8]) {
         let mut late = self.lock();
         late.accesses = late.accesses.saturating_add(1);
+        late.touched.push((addr, bytes.len() as u64));
     }
 }
 
@@ -281,7 +287,7 @@ impl<'a> Player<'a> {
         self.cx.clear();
         self.changes.clear();
         self.refusal = None;
-        *self.late.lock() = Late::default();
+        self.late.begin(Vec::new());
         *self.sink.lock() = Kept::default();
         self.machine.clear();
         (self.build)(&self.spec, &mut self.machine)
@@ -300,6 +306,12 @@ impl<'a> Player<'a> {
     /// Why the last operation that was answered [`Answer::Refused`] was.
     pub fn refusal(&self) -> Option<&str> {
         self.refusal.as_deref()
+    }
+
+    /// Where devices read and wrote memory during the last operation that was no `ram`: first address and
+    /// length in bytes of each access.
+    pub fn touched(&self) -> Vec<(u64, u64)> {
+        self.late.lock().touched.clone()
     }
 
     /// Does one operation.

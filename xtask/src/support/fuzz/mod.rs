@@ -5,6 +5,7 @@
 
 pub mod build;
 pub mod cover;
+pub mod direct;
 pub mod engine;
 pub mod export;
 pub mod floors;
