@@ -332,7 +332,7 @@ pub enum FuzzAction {
         #[arg(long, value_name = "FILE", conflicts_with = "filters")]
         file: Vec<PathBuf>,
     },
-    /// Hunts from an empty corpus, and fails a target that reaches fewer lines than its floor.
+    /// Hunts from a target's seeds alone, and fails it if it reaches fewer lines than its floor.
     Floors {
         /// A target's name, or all.
         target: String,
@@ -351,6 +351,9 @@ pub enum FuzzAction {
         /// As of `run`.
         #[arg(long)]
         stable: bool,
+        /// Begins with nothing, and not with the target's seeds.
+        #[arg(long)]
+        no_seeds: bool,
     },
     /// Has guests do scripts with real instructions under KVM, and holds what comes of it against the
     /// board alone.

@@ -81,7 +81,7 @@ pub fn run(flags: &flags::Fuzz, out: &mut Out) -> Outcome {
         FuzzAction::Cover { target } => cover::run(shop, &chosen(target)?, out)?,
         FuzzAction::Speed { target } => speed::run(shop, &chosen(target)?, out)?,
         FuzzAction::Record { filters, file } => record::run(shop, filters, file, out)?,
-        FuzzAction::Floors { target, runs, time, jobs, seed, stable } => {
+        FuzzAction::Floors { target, runs, time, jobs, seed, stable, no_seeds } => {
             let time = time.as_deref().map(|text| duration("--time", text)).transpose()?;
             let options = floors::Options {
                 runs: if time.is_some() { 0 } else { *runs },
@@ -89,6 +89,7 @@ pub fn run(flags: &flags::Fuzz, out: &mut Out) -> Outcome {
                 seed: *seed,
                 jobs: usize::from(*jobs),
                 stable: *stable,
+                seeds: !no_seeds,
             };
             return Ok(status(floors::run(shop, &chosen(target)?, &options, out)?));
         }

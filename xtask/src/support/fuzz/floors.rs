@@ -1,4 +1,4 @@
-//! Holds each target to its floor: what a hunt of so many executions reaches, from nothing.
+//! Holds each target to its floor: what a hunt of so many executions reaches, with a corpus of its own.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -50,9 +50,11 @@ pub struct Options {
     pub jobs: usize,
     /// Without libFuzzer.
     pub stable: bool,
+    /// A corpus begins with the target's seeds, and not with nothing.
+    pub seeds: bool,
 }
 
-/// Hunts on each target from an empty corpus, and tells what of its sources that reached. Returns whether
+/// Hunts on each target from its seeds alone, and tells what of its sources that reached. Returns whether
 /// no target is below its floor.
 ///
 /// # Errors
@@ -102,7 +104,9 @@ fn one(
     let work = cover::work(shop, target)?;
     let corpus = build::directory(work.join("corpus"))?;
     let artifacts = build::directory(shop.artifacts(target.name))?;
-    run::sow(&corpus, target)?;
+    if options.seeds {
+        run::sow(&corpus, target)?;
+    }
     let words = run::words(shop, target)?;
     let hunt = Hunt {
         target: target.name,
