@@ -216,12 +216,21 @@ impl GuestRam {
     /// # Errors
     /// When a byte of it is not RAM; `buf`'s contents are then unspecified.
     pub fn read(&self, addr: u64, buf: &mut [u8]) -> Result<(), OutOfRam> {
-        let len = buf.len() as u64;
-        self.mem.read_slice(buf, GuestAddress(addr)).map_err(|_| OutOfRam { addr, len })?;
+        self.peek(addr, buf)?;
         if let Some(tap) = &self.tap {
             tap.read(addr, buf);
         }
         Ok(())
+    }
+
+    /// Reads `buf.len()` bytes as [`GuestRam::read`] does, but tells nobody: for who looks on, and is no
+    /// device.
+    ///
+    /// # Errors
+    /// When a byte of it is not RAM.
+    pub fn peek(&self, addr: u64, buf: &mut [u8]) -> Result<(), OutOfRam> {
+        let len = buf.len() as u64;
+        self.mem.read_slice(buf, GuestAddress(addr)).map_err(|_| OutOfRam { addr, len })
     }
 
     /// Writes `buf` into guest memory and marks its pages dirty. Writes all of it or nothing.

@@ -140,7 +140,7 @@ impl Preparer {
     fn memory(&mut self, addr: u64, bytes: &[u8]) {
         let mut held = [0; RAM_BYTES];
         let held = &mut held[..bytes.len()];
-        let known = self.rehearsals[0].machine().ram().read(addr, held).is_ok();
+        let known = self.rehearsals[0].machine().ram().peek(addr, held).is_ok();
         let differs = |i: &usize| !known || held[*i] != bytes[*i];
         let Some(first) = (0..bytes.len()).find(differs) else { return };
         let last = (0..bytes.len()).rfind(differs).unwrap_or(first);

@@ -130,12 +130,12 @@ impl Edu {
             self.is_known &= !self.is_racing;
             self.buffer.resize(self.buffer.len().max(range.end), 0);
             // It is RAM.
-            let _ = seen.machine.ram().read(at, &mut self.buffer[range]);
+            let _ = seen.machine.ram().peek(at, &mut self.buffer[range]);
             return Ok(());
         }
         let mut got = [0; 4096];
         let got = &mut got[..range.len()];
-        let _ = seen.machine.ram().read(at, got);
+        let _ = seen.machine.ram().peek(at, got);
         let inside = |place| self.buffer.get(place).copied().unwrap_or(0);
         let wrong = got.iter().zip(range).position(|(got, place)| *got != inside(place));
         match wrong.filter(|_| self.is_known && !self.is_racing) {
@@ -235,7 +235,7 @@ impl Model for Edu {
         let len = self.transfer(&dma, machine).map_or(0, |(range, _)| range.len() as u64);
         self.around = [at.wrapping_sub(16), at + len].map(|place| {
             let mut bytes = [0; 16];
-            machine.ram().read(place, &mut bytes).ok().map(|()| (place, bytes))
+            machine.ram().peek(place, &mut bytes).ok().map(|()| (place, bytes))
         });
     }
 
@@ -264,7 +264,7 @@ impl Model for Edu {
         }
         for (place, before) in self.around.into_iter().flatten().filter(|_| !self.is_racing) {
             let mut after = [0; 16];
-            let _ = seen.machine.ram().read(place, &mut after);
+            let _ = seen.machine.ram().peek(place, &mut after);
             if before != after {
                 return Err(format!("memory at {place:#x} is not what it is to write to"));
             }
