@@ -97,6 +97,7 @@ flaws! {
     FwCfgByte "fw-cfg-byte-unchecked" "fw-cfg" "The byte after an item's last one is read."
     SynicRoutes "hyperv-routes-empty" "hyperv-testdev" "A processor without routes stays in the table."
     BusSplit "bus-split-same" "board" "An access that is too wide is split into one as wide."
+    BusLogged "bus-pieces-logged" "board" "Each piece of an access that is split has a record of its own in the log."
     ScriptEscape "script-escape-short" "script" "An escape at the end of a line is read beyond it."
     ScriptSize "script-size-wraps" "script" "A size with a unit is multiplied without a check."
     StateShort "state-first-byte" "snapshot" "The first byte of a state is looked at before it is there."
