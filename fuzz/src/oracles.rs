@@ -7,6 +7,8 @@ use std::any::Any;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use vmm::chips::pci::edu;
+use vmm::chips::testdev;
 use vmm::device::Actions;
 use vmm::machine::MachineState;
 use vmm::script::replay::{Outcome, Player, Trace};
@@ -30,7 +32,8 @@ pub enum Law {
     Resets,
     /// No access asks for more actions than there is room for.
     Actions,
-    /// An operation reaches the backplane a bounded number of times.
+    /// An operation reaches the backplane and the log a bounded number of times, and no device keeps more
+    /// than it has room for.
     Bounds,
     /// Once the board's timer has fired, every deadline lies ahead.
     Deadlines,
@@ -64,7 +67,7 @@ impl fmt::Display for Law {
             Law::Restores => "saving and restoring changes nothing",
             Law::Resets => "a reset board is as a new one",
             Law::Actions => "no action is lost",
-            Law::Bounds => "an operation has a bounded number of effects",
+            Law::Bounds => "what is done and kept is bounded",
             Law::Deadlines => "a deadline lies ahead",
             Law::Text => "a script survives its text",
             Law::Model => "a device does what its model says",
@@ -82,6 +85,36 @@ impl Law {
 /// go to each device once.
 fn most_effects(devices: usize) -> usize {
     devices.max(8) * (Actions::MAX + 2)
+}
+
+/// The most bytes that a device's state may come to, whatever a guest does: by default what registers and
+/// FIFOs come to. A device that keeps more has a line here that says what.
+fn most_kept(device: &str) -> usize {
+    match device {
+        // Its buffer, and registers.
+        "edu" => edu::BUFFER_BYTES + 512,
+        // Its memory in pieces of 32 bytes, each with its place, and registers.
+        "testdev" => testdev::MEMORY / 32 * 35 + 64,
+        // Of each of 256 processors, which of its sources lead somewhere.
+        "hyperv-testdev" => 256 * 5 + 8,
+        // Three registers of each of 4096 processors; a message and its place of each of 256 connections,
+        // which is what the test device can make.
+        "synic" => 4096 * 33 + 256 * 272,
+        _ => 512,
+    }
+}
+
+/// No device keeps more than it has room for.
+fn kept(state: &MachineState) -> Result<(), Violation> {
+    let large = |(name, bytes): &&(String, Vec<u8>)| bytes.len() > most_kept(name);
+    match state.devices.iter().find(large) {
+        Some((name, bytes)) => {
+            let (len, most) = (bytes.len(), most_kept(name));
+            let what = format!("device `{name}` keeps {len} bytes, above {most}");
+            Err(Law::Bounds.broken(None, what))
+        }
+        None => Ok(()),
+    }
 }
 
 /// After how many operations of a script a board is saved and restored.
@@ -185,6 +218,7 @@ pub fn against(
     laws: Laws,
     restores: Restores,
 ) -> Result<(), Violation> {
+    kept(&trace.end.state)?;
     if laws.has(Laws::TEXT) {
         text(script)?;
     }
@@ -239,6 +273,12 @@ pub fn after(
     let (effects, most) = (outcome.effects.len(), most_effects(machine.devices().count()));
     if effects > most {
         return broken(Law::Bounds, format!("`{op}` has {effects} effects, above {most}"));
+    }
+    // A script has at most one exit an operation, so that is one record each since it began.
+    let (records, most) = (player.context().log.count(), at as u64 + 1);
+    if records > most {
+        let what = format!("after `{op}` the log has {records} records, above {most}");
+        return broken(Law::Bounds, what);
     }
     if *op == Op::Timer
         && let Some(due) = machine.next_deadline().filter(|&due| due <= machine.now())

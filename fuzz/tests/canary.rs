@@ -41,6 +41,8 @@ enum Flaw {
     Overruns,
     /// An access before the deadline, when time has come within one nanosecond of it.
     Hurries,
+    /// What is written is kept for ever.
+    Hoards,
 }
 
 /// Registers of 4 bytes: 0 is kept, 4 sets a deadline, 8 gives a number that changes with each
@@ -51,11 +53,12 @@ struct Canary {
     regs: [u32; 8],
     due: Option<Nanos>,
     pending: bool,
+    kept: Vec<[u64; 8]>,
 }
 
 impl Canary {
     fn new(flaw: Flaw) -> Canary {
-        Canary { flaw, regs: [0x5eed; 8], due: None, pending: false }
+        Canary { flaw, regs: [0x5eed; 8], due: None, pending: false, kept: Vec::new() }
     }
 }
 
@@ -104,6 +107,7 @@ impl Device for Canary {
                 burst();
             }
             (5, Flaw::Panics) if value == 0x100 => burst(),
+            (7, Flaw::Hoards) => self.kept.push([u64::MAX; 8]),
             (6, Flaw::Floods) if value > 0xffff => {
                 (0..=Actions::MAX).for_each(|_| env.act(Action::Output(1)));
             }
@@ -134,14 +138,14 @@ impl Device for Canary {
         }
     }
     fn save(&self) -> Vec<u8> {
-        let Canary { flaw, mut regs, due, pending } = *self;
+        let Canary { flaw, mut regs, due, pending, ref kept } = *self;
         if flaw == Flaw::Forgets {
             regs[7] = 0x5eed;
         }
-        state::encode(&(regs, due, pending))
+        state::encode(&(regs, due, pending, kept))
     }
     fn restore(&mut self, bytes: &[u8]) -> Result<(), StateError> {
-        (self.regs, self.due, self.pending) = state::decode("canary", bytes)?;
+        (self.regs, self.due, self.pending, self.kept) = state::decode("canary", bytes)?;
         Ok(())
     }
 }
@@ -192,6 +196,8 @@ fn every_flaw_is_caught_by_the_law_it_breaks() {
         (Flaw::Floods, floods, 1),
         (Flaw::Overruns, Law::Panics, 1),
         (Flaw::Hurries, Law::Panics, 3),
+        // 80 bytes each, so that 512 are soon left behind.
+        (Flaw::Hoards, Law::Bounds, 7),
     ];
     for (flaw, law, steps) in flaws {
         let Some((found, inputs, least)) = hunt(flaw, 20_000) else {

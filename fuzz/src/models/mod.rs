@@ -9,6 +9,7 @@
 
 mod acpi_pm;
 mod edu;
+mod i8042;
 mod ioapic;
 mod rtc;
 #[cfg(test)]
@@ -61,6 +62,7 @@ impl Models {
         Models(match &spec.kind[..] {
             "uart" => vec![("com1", Box::new(uart::Uart::new(true)))],
             "rtc" => vec![("rtc", Box::new(rtc::Rtc::new(0, true)))],
+            "i8042" => vec![("i8042", Box::new(i8042::I8042::new(true)))],
             "acpi-pm" => vec![("acpi-pm", Box::new(acpi_pm::AcpiPm::new(true)))],
             "ioapic" => vec![("ioapic", Box::new(ioapic::IoApic::new()))],
             "edu" => vec![("edu", Box::new(edu::Edu::new()))],
@@ -68,6 +70,7 @@ impl Models {
             "pc" => vec![
                 ("com1", Box::new(uart::Uart::new(false))),
                 ("rtc", Box::new(rtc::Rtc::new(time, false))),
+                ("i8042", Box::new(i8042::I8042::new(false))),
                 ("acpi-pm", Box::new(acpi_pm::AcpiPm::new(false))),
             ],
             _ => Vec::new(),

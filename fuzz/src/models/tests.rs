@@ -211,6 +211,51 @@ fn the_carries_of_a_pm_timer() {
     assert!(!b.gives(0x600, 0) && b.gives(0x600, 1));
 }
 
+/// Commands of the controller and of the keyboard, their answers in order, and the line of each byte.
+#[test]
+fn a_keyboard_and_its_controller() {
+    let mut b = Bench::new("i8042");
+    let line = |level| [Effect::Line { gsi: 1, level }];
+    let read = |b: &mut Bench, value, effects: &[Effect]| {
+        b.does(Op::io(Access::read(Space::Port, 0x60, Size::B1)), Answer::Value(value), effects)
+    };
+    let press = |b: &mut Bench, bytes: &[u8], taken, effects: &[Effect]| {
+        let op = Op::Input { device: "i8042".to_owned(), bytes: bytes.to_vec() };
+        b.does(op, Answer::Value(taken), effects)
+    };
+    b.write_with(0x64, 0xaa, &line(true)).expect("an answer at once");
+    assert!(b.gives(0x64, 0x19) && b.gives(0x64, 0x1d) && !b.gives(0x64, 0x15));
+    b.write_with(0x64, 0x20, &[]).expect("the buffer is taken");
+    read(&mut b, 0x55, &line(false)).expect("the test passes");
+    b.pass(660_000);
+    b.does(Op::Timer, Answer::Ok, &line(true)).expect("the command byte");
+    read(&mut b, 0x61, &line(false)).expect("but for the system flag");
+    // Identity, and a key that comes meanwhile.
+    b.write(0x60, 0xf2);
+    b.read(0x64, 0x10);
+    press(&mut b, &[0xf0, 0x1c], 2, &[]).expect("room for 16");
+    for byte in [0xfa, 0xab, 0x41, 0x9e] {
+        b.pass(660_000);
+        assert!(b.does(Op::Timer, Answer::Ok, &[]).is_err(), "the line is to go high");
+        b.does(Op::Timer, Answer::Ok, &line(true)).expect("it does");
+        read(&mut b, byte, &line(false)).expect("the translated byte");
+    }
+    // Sent once more, it is not translated once more.
+    b.write(0x60, 0xfe);
+    b.pass(660_000);
+    read(&mut b, 0x03, &line(false)).expect_err("what it was");
+    // Without translation and interrupts; the interface off.
+    b.write(0x64, 0x60);
+    b.write(0x60, 0x10);
+    press(&mut b, &[0x1c; 20], 20, &[]).expect_err("room for 16");
+    assert!(b.gives(0x64, 0x10), "nothing comes");
+    b.write(0x64, 0xd1);
+    let reset = Op::io(Access::write(Space::Port, 0x60, Size::B1, 0xfe));
+    b.does(reset.clone(), Answer::Ok, &[]).expect_err("the reset line is low");
+    b.write(0x64, 0xd1);
+    b.does(reset, Answer::Stop(vmm::exit::Stop::Reset), &[]).expect("a reset");
+}
+
 /// 3.2.4: an edge is lost while it is masked, a level is sent once until its end.
 #[test]
 fn an_entry_of_an_io_apic() {

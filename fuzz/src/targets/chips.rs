@@ -207,6 +207,8 @@ canary: |op, outcome| *op == Op::Timer && high(outcome),
 
 chip!(I8042, "i8042", "the keyboard controller with its keyboard", ["i8042.rs", "i8042/keyboard.rs"],
 88 "commands of the keyboard that a hunt of seconds does not send in their order",
+// Commands of the keyboard that are answered with more than one byte, or take an option.
+numbers: &[0xf2, 0xf3, 0xf0, 0xff],
 canary: |_, outcome| high(outcome),
 |m| {
     let places = [i8042::DATA_PORT, i8042::COMMAND_PORT];

@@ -22,7 +22,7 @@ use crate::state;
 
 mod keyboard;
 
-use keyboard::{Keyboard, RELEASE, to_set_1};
+use keyboard::{Keyboard, Kind, RELEASE, to_set_1};
 
 /// Where PCs have the data port.
 pub const DATA_PORT: u64 = 0x60;
@@ -162,10 +162,11 @@ impl Regs {
             (self.data, self.flags) = (byte, flags);
             return;
         }
-        if let Some((byte, key)) = self.keyboard.send() {
-            let translate = !key && self.enabled(command::TRANSLATE);
+        if let Some((byte, kind)) = self.keyboard.send() {
+            // A key's code was translated when it came from the host.
+            let translate = kind == Kind::Answer && self.enabled(command::TRANSLATE);
             self.data = if translate { to_set_1(byte) } else { byte };
-            (self.flags, self.key) = (status::OUTPUT_FULL, key);
+            (self.flags, self.key) = (status::OUTPUT_FULL, kind == Kind::Key);
         }
     }
 
@@ -300,6 +301,9 @@ impl Regs {
                 self.ram[first + usize::from(at)] = value;
             }
             Next::OutputPort => self.write_output_port(env, value),
+            Next::KeyboardLoop if planted::has(Flaw::KbdLoop) => {
+                self.reply(value, status::OUTPUT_FULL | status::AUX_FULL);
+            }
             Next::KeyboardLoop => self.reply(value, status::OUTPUT_FULL),
             Next::AuxLoop => self.reply(value, status::OUTPUT_FULL | status::AUX_FULL),
             Next::Aux => {

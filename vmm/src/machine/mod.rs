@@ -31,6 +31,7 @@ use crate::chips::pci::Slot as PciSlot;
 use crate::chips::pci::memory::Iommu;
 use crate::device::{Action, Actions, At, Clock, Device, Env, Nanos};
 use crate::exit::{Entry, Exit, Stop, SystemEvent};
+use crate::planted::{self, Flaw};
 use crate::ram::GuestRam;
 use interrupts::Controller;
 use lines::{GSIS, Lines};
@@ -296,6 +297,9 @@ impl Machine {
                 }
                 Route::To(id, at) => value |= self.call(cx, id, at, &piece, stop) << (8 * done),
                 Route::Nobody => value |= self.nobody(cx, &piece, stop) << (8 * done),
+            }
+            if planted::has(Flaw::BusLogged) {
+                cx.log.push(&Exit::Io(piece), Entry::Resume, cx.rip);
             }
             done += size.bytes();
             if done >= total {

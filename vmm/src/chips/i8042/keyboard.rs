@@ -5,6 +5,8 @@ use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
 
+use crate::planted::{self, Flaw};
+
 /// Bytes of key codes that the keyboard holds while the system does not take them.
 pub const KEY_BUFFER: usize = 16;
 /// The most bytes that one command is answered with: acknowledge, and two of identification.
@@ -31,6 +33,17 @@ enum Awaited {
     Keys,
 }
 
+/// What a byte is that the keyboard sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Of an answer.
+    Answer,
+    /// Of a key code, from the buffer.
+    Key,
+    /// Of a key code that was sent before: the answer to Resend.
+    KeyAgain,
+}
+
 /// A keyboard. It sends scan code set 2 or 1; set 3 it does not have, and says so.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Keyboard {
@@ -44,6 +57,10 @@ pub struct Keyboard {
     leds: u8,
     typematic: u8,
     last_sent: u8,
+    /// That was of a key code.
+    last_was_key: bool,
+    /// The answer that waits is [`Kind::KeyAgain`].
+    again: bool,
 }
 
 impl Keyboard {
@@ -58,6 +75,8 @@ impl Keyboard {
             leds: 0,
             typematic: DEFAULT_TYPEMATIC,
             last_sent: TEST_PASSED,
+            last_was_key: false,
+            again: false,
         }
     }
 
@@ -66,16 +85,21 @@ impl Keyboard {
         !self.replies.is_empty() || !self.keys.is_empty()
     }
 
-    /// The byte that it sends next, which is then gone, and whether it is of a key code.
-    pub fn send(&mut self) -> Option<(u8, bool)> {
-        let (byte, key) = match self.replies.pop_front() {
-            Some(byte) => (byte, false),
-            None => (self.keys.pop_front()?, true),
+    /// The byte that it sends next, which is then gone, and what it is.
+    pub fn send(&mut self) -> Option<(u8, Kind)> {
+        let answer = match planted::has(Flaw::KbdOrder) && !self.keys.is_empty() {
+            true => None,
+            false => self.replies.pop_front(),
+        };
+        let (byte, kind) = match answer {
+            Some(byte) if std::mem::take(&mut self.again) => (byte, Kind::KeyAgain),
+            Some(byte) => (byte, Kind::Answer),
+            None => (self.keys.pop_front()?, Kind::Key),
         };
         if byte != RESEND {
-            self.last_sent = byte;
+            (self.last_sent, self.last_was_key) = (byte, kind != Kind::Answer);
         }
-        Some((byte, key))
+        Some((byte, kind))
     }
 
     /// Bytes of key codes that fit now: none while the keyboard does not scan.
@@ -97,6 +121,7 @@ impl Keyboard {
     pub fn receive(&mut self, byte: u8) {
         // An unsent answer to an older command is void.
         self.replies.clear();
+        self.again = false;
         match std::mem::replace(&mut self.option, Awaited::None) {
             Awaited::None => self.command(byte),
             _ if byte >= FIRST_COMMAND => self.command(byte),
@@ -129,6 +154,10 @@ impl Keyboard {
             0xed => self.await_option(Awaited::Leds),
             0xee => self.reply(&[ECHO]),
             0xf0 => self.await_option(Awaited::CodeSet),
+            0xf2 if planted::has(Flaw::KbdIdentity) => {
+                self.reply(&[ACK, IDENTITY[1], IDENTITY[0]]);
+            }
+            0xf3 if planted::has(Flaw::KbdTypematic) => self.reply(&[ACK]),
             0xf2 => self.reply(&[ACK, IDENTITY[0], IDENTITY[1]]),
             0xf3 => self.await_option(Awaited::Typematic),
             0xf4 => {
@@ -148,7 +177,10 @@ impl Keyboard {
             // Types of all keys: accepted with any set, and of effect on set 3 only.
             0xf7..=0xfa => self.reply(&[ACK]),
             0xfb..=0xfd => self.await_option(Awaited::Keys),
-            0xfe => self.reply(&[self.last_sent]),
+            0xfe => {
+                self.again = self.last_was_key;
+                self.reply(&[self.last_sent]);
+            }
             0xff => {
                 *self = Keyboard::new();
                 self.reply(&[ACK, TEST_PASSED]);
@@ -176,6 +208,7 @@ impl Keyboard {
     pub fn fault(&self) -> Option<&'static str> {
         match self {
             k if k.replies.len() > MAX_REPLIES => Some("too many answers of the keyboard"),
+            k if k.again && k.replies.len() != 1 => Some("a repeated key code that is none"),
             k if k.keys.len() > KEY_BUFFER => Some("too many key codes"),
             k if k.set != 1 && k.set != 2 => Some("no such scan code set"),
             k if k.leds > 7 => Some("no such LED"),
@@ -272,7 +305,7 @@ mod tests {
             k.press(0x1c);
         }
         k.receive(0xee);
-        assert_eq!(k.send(), Some((0xee, false)));
+        assert_eq!(k.send(), Some((0xee, Kind::Answer)));
         assert_eq!(said(&mut k), [0x1c; KEY_BUFFER]);
     }
 

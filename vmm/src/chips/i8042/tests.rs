@@ -156,6 +156,21 @@ fn the_keyboard_answers_through_the_translation() {
 }
 
 #[test]
+fn a_key_that_is_sent_again_is_translated_once() {
+    let mut b = Bench::new();
+    b.press(&[0x1c]);
+    assert_eq!(b.take_all(), [0x1e]);
+    for _ in 0..2 {
+        b.outb(0, 0xfe);
+        assert_eq!(b.take_all(), [0x1e]);
+    }
+    b.outb(0, 0xf2);
+    assert_eq!(b.take_all(), [0xfa, 0xab, 0x41]);
+    b.outb(0, 0xfe);
+    assert_eq!(b.take_all(), [0x41], "an answer is translated on its way");
+}
+
+#[test]
 fn nothing_is_at_the_auxiliary_port() {
     let mut b = Bench::new();
     b.command(0xd4, &[0xf4]);
