@@ -262,7 +262,9 @@ impl Model for Edu {
                 }
             }
         }
-        for (place, before) in self.around.into_iter().flatten().filter(|_| !self.is_racing) {
+        // A message is a write to memory, too (PCI 3.0, 6.8), wherever the guest has it go.
+        let is_alone = !self.is_racing && !self.has_messages;
+        for (place, before) in self.around.into_iter().flatten().filter(|_| is_alone) {
             let mut after = [0; 16];
             let _ = seen.machine.ram().peek(place, &mut after);
             if before != after {
