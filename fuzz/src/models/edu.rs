@@ -127,7 +127,7 @@ impl Edu {
         self.done = seen.now.saturating_add(BUSY);
         let Some((range, at)) = self.transfer(&self.dma, seen.machine) else { return Ok(()) };
         if self.dma.command & 2 == 0 {
-            self.is_known &= !self.is_racing;
+            self.is_known &= !self.is_racing && !self.has_messages;
             self.buffer.resize(self.buffer.len().max(range.end), 0);
             // It is RAM.
             let _ = seen.machine.ram().peek(at, &mut self.buffer[range]);
@@ -138,7 +138,8 @@ impl Edu {
         let _ = seen.machine.ram().peek(at, got);
         let inside = |place| self.buffer.get(place).copied().unwrap_or(0);
         let wrong = got.iter().zip(range).position(|(got, place)| *got != inside(place));
-        match wrong.filter(|_| self.is_known && !self.is_racing) {
+        // A message that leaves in the same operation may lie over it.
+        match wrong.filter(|_| self.is_known && !self.is_racing && !self.has_messages) {
             Some(byte) => {
                 Err(format!("byte {byte} of the transfer to {at:#x} is {:#x}", got[byte]))
             }
