@@ -41,6 +41,21 @@ pub fn name_of(bytes: &[u8]) -> String {
     format!("{:016x}{:016x}", halves[0], halves[1])
 }
 
+/// Puts an input into a directory that is there, under its name. Whether it was not there yet.
+///
+/// # Errors
+/// When it cannot be written; the path, and why.
+pub fn put(dir: &Path, bytes: &[u8]) -> Result<bool, (PathBuf, io::Error)> {
+    let path = dir.join(name_of(bytes));
+    if path.exists() {
+        return Ok(false);
+    }
+    match fs::write(&path, bytes) {
+        Ok(()) => Ok(true),
+        Err(e) => Err((path, e)),
+    }
+}
+
 /// The files of a directory by their names; directories in it are left out. None if it is not there.
 ///
 /// # Errors
@@ -114,7 +129,7 @@ pub fn hunt(target: &'static Target, plan: &Plan) -> io::Result<(u64, Option<Pat
             break Some(path);
         }
         for input in &hunt.corpus()[kept..] {
-            fs::write(plan.corpus.join(name_of(input)), input)?;
+            put(&plan.corpus, input).map_err(|(_, e)| e)?;
         }
         kept = hunt.corpus().len();
         if told.elapsed() > Duration::from_secs(1) {

@@ -51,8 +51,7 @@ fn command(words: &[&str]) -> Result<ExitCode, Wrong> {
         ["seeds", name, dir] => {
             fs::create_dir_all(dir).map_err(io)?;
             for seed in (named(name)?.seeds)() {
-                let path = Path::new(dir).join(stable::name_of(&seed));
-                fs::write(&path, seed).map_err(|e| format!("{}: {e}", path.display()))?;
+                put(dir, &seed)?;
             }
         }
         ["show", target, file] => return show(target, file),
@@ -98,8 +97,7 @@ fn command(words: &[&str]) -> Result<ExitCode, Wrong> {
             let (before, least) = (inputs.len(), stable::minimal(named(target)?, inputs));
             fs::create_dir_all(to).map_err(io)?;
             for (_, bytes) in &least {
-                let path = Path::new(to).join(stable::name_of(bytes));
-                fs::write(&path, bytes).map_err(|e| format!("{}: {e}", path.display()))?;
+                put(to, bytes)?;
             }
             println!("{before}\t{}", least.len());
         }
@@ -300,4 +298,8 @@ fn ours(stack: &str) -> String {
         text += &format!("  {name}\n    {}\n", place.strip_prefix("at ").unwrap_or(place));
     }
     text
+}
+
+fn put(dir: &str, input: &[u8]) -> Result<bool, String> {
+    stable::put(Path::new(dir), input).map_err(|(path, e)| format!("{}: {e}", path.display()))
 }

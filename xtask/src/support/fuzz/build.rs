@@ -224,6 +224,18 @@ pub fn hunter(
     build(shop, tool, "fuzz-tool").map(Hunter::Stable)
 }
 
+/// Makes a directory, or empties it.
+///
+/// # Errors
+///
+/// It cannot be emptied or made.
+pub fn empty(path: PathBuf) -> Result<PathBuf, Failure> {
+    if path.exists() {
+        std::fs::remove_dir_all(&path).map_err(cannot("empty the directory", &path))?;
+    }
+    directory(path)
+}
+
 /// Makes a directory, with those it lies in.
 ///
 /// # Errors

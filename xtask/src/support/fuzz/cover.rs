@@ -13,7 +13,7 @@ use testcases::process::{self, Ended};
 use super::build::{self, Flavour};
 use super::lines::{self, Source};
 use super::llvm::Llvm;
-use super::{Shop, cannot};
+use super::{Shop, cannot, run};
 use crate::support::out::complain;
 use crate::support::{Failure, Out};
 
@@ -57,11 +57,7 @@ struct Count {
 ///
 /// It cannot be made.
 pub fn work(shop: Shop<'_>, target: &Target) -> Result<PathBuf, Failure> {
-    let work = shop.root.join("target/fuzz-cover/work").join(target.name);
-    if work.exists() {
-        fs::remove_dir_all(&work).map_err(cannot("empty the directory", &work))?;
-    }
-    build::directory(work)
+    build::empty(shop.root.join("target/fuzz-cover/work").join(target.name))
 }
 
 /// Counters of a target's inputs, merged, and what reads them.
@@ -203,10 +199,8 @@ fn one(
             target.name, target.name
         ));
         build::directory(seeds.clone())?;
-        for seed in (target.seeds)().into_iter().chain([Vec::new()]) {
-            let path = seeds.join(fuzz::stable::name_of(&seed));
-            fs::write(&path, seed).map_err(cannot("write", &path))?;
-        }
+        run::sow(&seeds, target)?;
+        run::put(&seeds, &[])?;
         dirs = vec![seeds];
     }
     let counted = Counted::new(shop, target, tool, &work, &dirs)?;

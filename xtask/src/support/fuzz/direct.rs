@@ -159,9 +159,7 @@ pub fn run(
         for path in
             regressions.iter().filter(|path| path.extension().is_some_and(|e| e == "script"))
         {
-            let text = std::fs::read(path).map_err(cannot("read", path))?;
-            let script = script::parse(&text)
-                .map_err(|e| Failure::input(format!("regression {}: {e}", path.display())))?;
+            let script = super::script(path)?;
             // `pc` is the kind of board of the targets that are no chip's.
             if script.board.kind == board.spec.kind
                 && script.board.pci.is_some() == board.spec.pci.is_some()
@@ -268,9 +266,7 @@ pub fn again(
     options: Options<'_>,
     out: &mut Out,
 ) -> Result<bool, Failure> {
-    let text = std::fs::read(file).map_err(cannot("read", file))?;
-    let script = script::parse(&text)
-        .map_err(|e| Failure::input(format!("script {}: {e}", file.display())))?;
+    let script = super::script(file)?;
     let mut preparer = Preparer::new(&direct::board(&targets::board(script.board.clone())));
     preparer.add(direct::ops_of(script));
     let prepared = preparer.finish();

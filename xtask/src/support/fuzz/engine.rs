@@ -10,7 +10,9 @@ use fuzz::targets::Subject;
 use testcases::bounded::Bounded;
 use testcases::process::{self, Ended};
 
+use super::Shop;
 use super::build::Hunter;
+use crate::support::Failure;
 
 /// How long one execution may take. libFuzzer makes a finding of a longer one.
 pub const EXECUTION: Duration = Duration::from_secs(10);
@@ -99,6 +101,30 @@ pub struct Hunted {
     pub ended: Ended,
     /// The end of what it wrote.
     pub log: Vec<u8>,
+}
+
+impl Hunted {
+    /// Nothing more, if the hunt of this target came to its end and found nothing: what a measurement takes.
+    ///
+    /// # Errors
+    ///
+    /// It found something, or died, or was stopped.
+    pub fn undisturbed(&self, shop: Shop<'_>, target: &str) -> Result<(), Failure> {
+        match (&self.found[..], &self.ended) {
+            (_, Ended::Cancelled) => Err(Failure::stopped()),
+            ([], Ended::Exited(0)) => Ok(()),
+            ([], ended) => {
+                let log = String::from_utf8_lossy(&self.log).into_owned();
+                Err(Failure::bad(format!("the fuzzer of {target} died: {ended}\n{}", log.trim())))
+            }
+            ([found, ..], _) => {
+                let shown = found.strip_prefix(shop.root).unwrap_or(found).display();
+                Err(Failure::bad(format!(
+                    "{target}: {shown} was found, so what was measured says little; cargo xtask fuzz repro {shown}"
+                )))
+            }
+        }
+    }
 }
 
 /// Runs a fuzzer. `tell` hears what it says.

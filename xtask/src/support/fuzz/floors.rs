@@ -6,7 +6,6 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use fuzz::targets::Target;
-use testcases::process::Ended;
 
 use super::build::{self, Flavour, Hunter};
 use super::cover::{self, Counted};
@@ -122,25 +121,7 @@ fn one(
         environment: &[],
     };
     let hunted = engine::hunt(hunter, &hunt, shop.cancel, &mut |_| {});
-    match (&hunted.found[..], &hunted.ended) {
-        (_, Ended::Cancelled) => return Err(Failure::stopped()),
-        ([], Ended::Exited(0)) => {}
-        ([], ended) => {
-            let log = String::from_utf8_lossy(&hunted.log).into_owned();
-            let name = target.name;
-            return Err(Failure::bad(format!(
-                "the fuzzer of {name} died: {ended}\n{}",
-                log.trim()
-            )));
-        }
-        ([found, ..], _) => {
-            let shown = found.strip_prefix(shop.root).unwrap_or(found).display();
-            return Err(Failure::bad(format!(
-                "{}: {shown} was found, so its coverage says little; cargo xtask fuzz repro {shown}",
-                target.name
-            )));
-        }
-    }
+    hunted.undisturbed(shop, target.name)?;
     let sources = Counted::new(shop, target, tool, &work, &[corpus])?.lines()?;
     Ok(Reached { stat: hunted.stat, took: hunted.took, sources })
 }

@@ -25,6 +25,7 @@ use std::sync::atomic::AtomicBool;
 
 use fuzz::targets::{self, Target};
 use testcases::nearest;
+use vmm::script::Script;
 
 use super::Failure;
 
@@ -106,6 +107,16 @@ pub fn owner(file: &Path, given: Option<&str>) -> Result<String, Failure> {
             "input {shown}: whose is it? It is no script and lies in no target's directory: give --target NAME"
         ))),
     }
+}
+
+/// The script in a file.
+///
+/// # Errors
+///
+/// It cannot be read, or is none.
+pub fn script(path: &Path) -> Result<Script, Failure> {
+    let text = std::fs::read(path).map_err(cannot("read the script", path))?;
+    vmm::script::parse(&text).map_err(|e| Failure::input(format!("script {}: {e}", path.display())))
 }
 
 /// An error of the file system, with what was tried on what.

@@ -133,10 +133,7 @@ fn one(
     flaw: Flaw,
     options: &Options<'_>,
 ) -> Result<Hunted, Failure> {
-    let place = shop.root.join("target/fuzz-planted/hunts").join(&flaw.name);
-    if place.exists() {
-        std::fs::remove_dir_all(&place).map_err(cannot("empty the directory", &place))?;
-    }
+    let place = build::empty(shop.root.join("target/fuzz-planted/hunts").join(&flaw.name))?;
     let [corpus, artifacts] = ["corpus", "artifacts"].map(|name| place.join(name));
     let corpus = build::directory(corpus)?;
     let artifacts = build::directory(artifacts)?;

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use fuzz::recorded;
-use fuzz::targets::{self, Target};
+use fuzz::targets;
 use testcases::case::Case;
 use testcases::facts_table::FactsTable;
 use testcases::process;
@@ -14,7 +14,7 @@ use testcases::select::select;
 use testcases::{load, program, runner};
 
 use super::engine::OPS;
-use super::{Shop, build, cannot};
+use super::{Shop, build, cannot, run};
 use crate::support::out::complain;
 use crate::support::{self, Failure, Out};
 
@@ -38,10 +38,7 @@ pub fn run(
     let mut new = BTreeMap::new();
     let mut used = 0;
     for file in files {
-        let text = std::fs::read(file).map_err(cannot("read the recording", file))?;
-        let script = vmm::script::parse(&text);
-        let script = script.map_err(|e| Failure::input(format!("{}, {e}", file.display())))?;
-        sow(shop, &script, &mut new)?;
+        sow(shop, &super::script(file)?, &mut new)?;
         used += 1;
     }
     let mut unused = 0;
@@ -76,7 +73,7 @@ pub fn run(
             }
         }
     }
-    for (target, count) in &new {
+    for (target, count) in new.iter().filter(|(_, count)| **count > 0) {
         writeln!(out, "{target:16} {count:>6} new inputs");
     }
     writeln!(out, "{} new inputs of {used} recordings", new.values().sum::<usize>());
@@ -107,9 +104,7 @@ fn record(
     if !matches!(ended, process::Ended::Exited(0 | 1)) || !is_short {
         return Ok(None);
     }
-    let text = std::fs::read(file).map_err(cannot("read the recording", file))?;
-    let script = vmm::script::parse(&text);
-    script.map(Some).map_err(|e| Failure::bad(format!("{}, {e}", file.display())))
+    super::script(file).map(Some)
 }
 
 /// Puts what is for each target into its corpus, and counts what is new.
@@ -119,18 +114,13 @@ fn sow(
     new: &mut BTreeMap<&'static str, usize>,
 ) -> Result<(), Failure> {
     for target in targets::ALL {
-        let target: &'static Target = target;
         let inputs = recorded::inputs(script, target, OPS);
         if inputs.is_empty() {
             continue;
         }
         let corpus = build::directory(shop.corpus(target.name))?;
         for input in inputs {
-            let path = corpus.join(fuzz::stable::name_of(&input));
-            if !path.exists() {
-                std::fs::write(&path, input).map_err(cannot("write the input", &path))?;
-                *new.entry(target.name).or_default() += 1;
-            }
+            *new.entry(target.name).or_default() += usize::from(run::put(&corpus, &input)?);
         }
     }
     Ok(())

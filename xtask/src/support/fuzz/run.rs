@@ -65,6 +65,15 @@ pub fn dictionary(target: &Target) -> String {
     text
 }
 
+/// Puts an input into a directory, under its name. Whether it is new there.
+///
+/// # Errors
+///
+/// It cannot be written.
+pub fn put(dir: &Path, input: &[u8]) -> Result<bool, Failure> {
+    fuzz::stable::put(dir, input).map_err(|(path, e)| cannot("write the input", &path)(e))
+}
+
 /// Puts a target's seeds into its corpus, if that is empty.
 ///
 /// # Errors
@@ -74,8 +83,7 @@ pub fn sow(corpus: &Path, target: &Target) -> Result<(), Failure> {
     let inputs = fuzz::stable::files(corpus).map_err(cannot("read the corpus", corpus))?;
     if inputs.is_empty() {
         for seed in (target.seeds)() {
-            let path = corpus.join(fuzz::stable::name_of(&seed));
-            std::fs::write(&path, seed).map_err(cannot("write the seed", &path))?;
+            put(corpus, &seed)?;
         }
     }
     Ok(())

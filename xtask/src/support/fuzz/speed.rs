@@ -5,11 +5,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use fuzz::targets::Target;
-use testcases::process::Ended;
 
+use super::Shop;
 use super::build::{self, Flavour, Hunter};
 use super::engine::{self, EXECUTION, Hunt, Hunted};
-use super::{Shop, cannot};
 use crate::support::{Failure, Out};
 
 /// Operations of an input at most.
@@ -49,13 +48,13 @@ pub fn run(shop: Shop<'_>, targets: &[&'static Target], out: &mut Out) -> Result
     for target in targets {
         let place = shop.root.join("target/fuzz-speed").join(target.name);
         let artifacts = build::directory(place.join("artifacts"))?;
-        let corpus = empty(&place.join("corpus"))?;
+        let corpus = build::empty(place.join("corpus"))?;
         let plain = &built[1].hunter;
         once(shop, target, plain, std::slice::from_ref(&corpus), &artifacts, (FIRST, 1))?;
         for seed in 2..2 + TURNS as u32 {
             for build in &mut built {
                 // What is new is lost again: each run begins with the same.
-                let new = empty(&place.join("new"))?;
+                let new = build::empty(place.join("new"))?;
                 let dirs = [new, corpus.clone()];
                 let ran = once(shop, target, &build.hunter, &dirs, &artifacts, (RUNS, seed))?;
                 let cpu = ran.cpu.unwrap_or(ran.took);
@@ -75,14 +74,6 @@ pub fn run(shop: Shop<'_>, targets: &[&'static Target], out: &mut Out) -> Result
         }
     }
     Ok(())
-}
-
-/// A directory that is there and empty.
-fn empty(path: &Path) -> Result<PathBuf, Failure> {
-    if path.exists() {
-        std::fs::remove_dir_all(path).map_err(cannot("empty the directory", path))?;
-    }
-    build::directory(path.to_owned())
 }
 
 fn once(
@@ -107,21 +98,6 @@ fn once(
         environment: &[],
     };
     let ran = engine::hunt(hunter, &hunt, shop.cancel, &mut |_| {});
-    if shop.stopped() {
-        return Err(Failure::stopped());
-    }
-    if let Some(found) = ran.found.first() {
-        let (target, found) = (target.name, found.display());
-        return Err(Failure::bad(format!(
-            "{target}: a finding stopped the measurement: {found}; `cargo xtask fuzz repro {found}` shows it"
-        )));
-    }
-    match ran.ended {
-        Ended::Exited(0) => Ok(ran),
-        ref ended => {
-            let log = String::from_utf8_lossy(&ran.log).into_owned();
-            let last = log.lines().last().unwrap_or("");
-            Err(Failure::bad(format!("{}: the fuzzer died: {ended}: {last}", target.name)))
-        }
-    }
+    ran.undisturbed(shop, target.name)?;
+    Ok(ran)
 }
