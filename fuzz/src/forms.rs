@@ -22,6 +22,13 @@ pub enum How {
 /// What the first byte of such an input makes of it to be the bytes that follow.
 pub const RAW: u8 = 0xff;
 
+/// Has an input, if there is anything of it, made in the way that this byte says.
+pub fn remake(input: &mut [u8], how: u8) {
+    if let Some(byte) = input.get_mut(HOW) {
+        *byte = how;
+    }
+}
+
 /// How these bytes make an input, and with which.
 pub fn how(bytes: &[u8]) -> (How, &[u8]) {
     let (&first, rest) = bytes.split_first().unwrap_or((&0, &[]));

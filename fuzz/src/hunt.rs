@@ -12,7 +12,7 @@ use vmm::exit::Exit;
 use vmm::script::replay::Outcome;
 use vmm::script::{Answer, Effect, Op, Step};
 
-use crate::forms::HOW;
+use crate::forms::remake;
 use crate::generators::{HEADER, RECORD, words};
 use crate::mutate::{Rng, cross, mutate};
 use crate::targets::{Subject, Target};
@@ -235,6 +235,6 @@ impl Hunt {
         }
         input.truncate(self.max);
         // Not inherited; see `forms`.
-        input.iter_mut().skip(HOW).take(1).for_each(|how| *how = rng.byte());
+        remake(input, rng.byte());
     }
 }

@@ -9,7 +9,6 @@ use std::fmt;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
 
-use vmm::bus::Mapping;
 use vmm::exit::Exit;
 use vmm::script::replay::Player;
 use vmm::script::{Op, Script};
@@ -184,11 +183,8 @@ fn device_at(script: &Script, board: &Board<'_>, step: usize) -> Option<String> 
                 panic::catch_unwind(AssertUnwindSafe(|| player.step(&before.op))).ok()?;
             }
             let machine = player.machine();
-            let here = |m: &Mapping| {
-                m.region.space == access.space && access.addr.wrapping_sub(m.base) < m.region.len
-            };
             let fixed = machine.bus().mappings().copied();
-            let mapping = fixed.chain(machine.pci_mappings()).find(here)?;
+            let mapping = fixed.chain(machine.pci_mappings()).find(|m| m.takes(access))?;
             machine.devices().nth(usize::from(mapping.device)).map(str::to_owned)
         }
         _ => None,

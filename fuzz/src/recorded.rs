@@ -31,9 +31,7 @@ pub fn inputs(script: &Script, target: &Target, ops: usize) -> Vec<Vec<u8>> {
         machine.bus().mappings().copied().chain(machine.pci_mappings()).collect();
     let devices: Vec<&str> = machine.devices().collect();
     let is_here = |op: &Op| match op {
-        Op::Exit { exit: Exit::Io(access), .. } => mappings.iter().any(|m| {
-            m.region.space == access.space && access.addr.wrapping_sub(m.base) < m.region.len
-        }),
+        Op::Exit { exit: Exit::Io(access), .. } => mappings.iter().any(|m| m.takes(access)),
         Op::Input { device, .. } => devices.contains(&&device[..]),
         Op::Ram { addr, bytes, after } => {
             *after == 0 && addr.saturating_add(bytes.len() as u64) <= board.spec.memory

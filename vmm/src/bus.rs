@@ -60,6 +60,11 @@ impl Mapping {
     fn contains(&self, addr: u64) -> bool {
         addr.wrapping_sub(self.base) < self.region.len
     }
+
+    /// Whether an access begins there.
+    pub fn takes(&self, access: &Access) -> bool {
+        self.region.space == access.space && self.contains(access.addr)
+    }
 }
 
 /// Where an access goes.

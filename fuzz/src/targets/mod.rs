@@ -22,7 +22,7 @@ use vmm::script::{BoardSpec, Op};
 
 pub use loaders::ram as loader_ram;
 
-use crate::forms::{HOW, How, how};
+use crate::forms::{How, how, remake};
 use crate::hunt::Seen;
 use crate::{Board, lab, rig, wire};
 
@@ -331,7 +331,7 @@ pub fn mutate(
     if matches!(target.subject, Subject::Bytes { .. }) {
         let size = inner(data, size, max);
         // Not inherited; see `forms`.
-        data[..size].iter_mut().skip(HOW).take(1).for_each(|how| *how = (seed >> 16) as u8);
+        remake(&mut data[..size], (seed >> 16) as u8);
         return size;
     }
     let mut input = data[..size].to_vec();
@@ -353,7 +353,7 @@ pub fn cross(target: &Target, one: &[u8], other: &[u8], out: &mut [u8], seed: u3
             let (to, from) = (rng.below(one.len() + 1), rng.below(other.len() + 1));
             let mut child = [&one[..to], &other[from..]].concat();
             child.truncate(out.len());
-            child.iter_mut().skip(HOW).take(1).for_each(|how| *how = rng.byte());
+            remake(&mut child, rng.byte());
             child
         }
     };
@@ -394,7 +394,7 @@ mod tests {
             let mut refused: BTreeMap<String, usize> = BTreeMap::new();
             for n in 0..2000 {
                 let mut bytes: Vec<u8> = (0..n % 120).map(|_| rng.byte()).collect();
-                bytes.iter_mut().skip(HOW).take(1).for_each(|how| *how = 0);
+                remake(&mut bytes, 0);
                 if let Err(why) = check(&make(&bytes)) {
                     let why: String = why.chars().filter(|c| !c.is_ascii_digit()).collect();
                     *refused.entry(why).or_default() += 1;
