@@ -25,6 +25,8 @@ const SETTLE: u64 = 1000;
 static RIP: AtomicU64 = AtomicU64::new(0);
 static CAME: AtomicU32 = AtomicU32::new(0);
 
+/// NMIs that came before HLT was executed.
+static EARLY: AtomicU32 = AtomicU32::new(0);
 /// The one vector that [`CAME`] counts, for tests whose requests have several.
 static EXPECTED: AtomicU64 = AtomicU64::new(0);
 
@@ -152,11 +154,21 @@ test!(
     "The PIT through LINT0 in NMI mode ends HLT with interrupts off (the old NMI watchdog).",
     || {
         require_pit();
-        irq::handle(trap::NMI, note);
+        // Nothing keeps the NMI away until HLT is executed, and on a busy host that may be late: one
+        // that came before it wakes nobody, and the PIT is started again.
+        irq::handle(trap::NMI, |frame| {
+            let early = frame.rip != BEHIND.load(SeqCst);
+            if early && EARLY.fetch_add(1, SeqCst) < 10 {
+                start_pit(60_000);
+            } else {
+                note(frame);
+            }
+        });
         for apic in modes() {
             pic::init(PIC_BASE);
             apic.write(Register::LVT_LINT0, 4 << 8);
             CAME.store(0, SeqCst);
+            EARLY.store(0, SeqCst);
             start_pit(0xffff);
             pic::set_mask(!1);
             start_pit(6000);
