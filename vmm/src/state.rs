@@ -12,7 +12,9 @@ use crate::planted::{self, Flaw};
 
 /// The bytes of `state`.
 pub fn encode<T: Serialize>(state: &T) -> Vec<u8> {
-    postcard::to_stdvec(state).expect("register state holds only types that have a length")
+    // What most devices need at once, and no more: growing from nothing takes five allocations.
+    let room = Vec::with_capacity(64);
+    postcard::to_extend(state, room).expect("register state holds only types that have a length")
 }
 
 /// How much of `bytes` there is up to the last that is not 0: what of a buffer is worth saving. Looks at

@@ -17,6 +17,10 @@ use crate::support::Failure;
 /// How long one execution may take. libFuzzer makes a finding of a longer one.
 pub const EXECUTION: Duration = Duration::from_secs(10);
 
+/// What AddressSanitizer is told where the user tells it nothing: it keeps freed memory from use for a while,
+/// and 256 MiB of it, as it likes best, would be new pages for each input.
+const ASAN_OPTIONS: (&str, &str) = ("ASAN_OPTIONS", "quarantine_size_mb=16:malloc_context_size=8");
+
 /// The most memory that a fuzzer may take, in MiB.
 const MEMORY: u32 = 2048;
 
@@ -165,6 +169,9 @@ pub fn hunt(
         }
     };
     command.envs(hunt.environment.iter().copied());
+    if std::env::var_os(ASAN_OPTIONS.0).is_none() {
+        command.env(ASAN_OPTIONS.0, ASAN_OPTIONS.1);
+    }
     // An input that breaks a law brings a stack along, which nobody reads here.
     command.env("RUST_BACKTRACE", "0");
     let (mut said, mut log) = (Said::default(), Bounded::new(0, 16 << 10));
