@@ -273,8 +273,7 @@ impl Uart {
         self.regs.thre = true;
     }
 
-    fn write_fcr(&mut self, env: &mut Env<'_>, value: u8) {
-        self.sync(env);
+    fn write_fcr(&mut self, value: u8) {
         let enable = value & FCR_ENABLE != 0;
         // 8.5: a change of the mode empties the FIFOs; other bits count only with bit 0 set.
         if enable != self.regs.fifo || (enable && value & FCR_CLEAR_RX != 0) {
@@ -307,6 +306,9 @@ impl Device for Uart {
         if size != Size::B1 {
             return Err(IoError::Width);
         }
+        // Before what this access changes: what else holds the line high may be taken away by it, and
+        // no deadline is kept while it is high.
+        self.sync(env);
         let dlab = self.regs.lcr & LCR_DLAB != 0;
         let value = match at.offset {
             0 if dlab => self.regs.divisor as u8,
@@ -314,7 +316,6 @@ impl Device for Uart {
             1 if dlab => (self.regs.divisor >> 8) as u8,
             1 => self.regs.ier,
             2 => {
-                self.sync(env);
                 let cause = self.cause();
                 if cause == CAUSE_THRE {
                     self.regs.thre = false;
@@ -356,11 +357,11 @@ impl Device for Uart {
         if size != Size::B1 {
             return Err(IoError::Width);
         }
+        self.sync(env);
         let value = value as u8;
         let dlab = self.regs.lcr & LCR_DLAB != 0;
         match at.offset {
             0 if dlab => {
-                self.sync(env);
                 self.regs.divisor = self.regs.divisor & 0xff00 | u16::from(value);
                 if planted::has(Flaw::UartDivisor) {
                     self.regs.quiet_since += BASE_BAUD / u64::from(self.regs.divisor) / BASE_BAUD;
@@ -368,7 +369,6 @@ impl Device for Uart {
             }
             0 => self.transmit(env, value),
             1 if dlab => {
-                self.sync(env);
                 self.regs.divisor = self.regs.divisor & 0xff | u16::from(value) << 8;
             }
             1 => {
@@ -378,11 +378,8 @@ impl Device for Uart {
                 }
                 self.regs.ier = value & 0xf;
             }
-            2 => self.write_fcr(env, value),
-            3 => {
-                self.sync(env);
-                self.regs.lcr = value;
-            }
+            2 => self.write_fcr(value),
+            3 => self.regs.lcr = value,
             4 => self.write_mcr(value),
             5 | 6 => return Err(IoError::ReadOnly),
             7 => self.regs.scr = value,
