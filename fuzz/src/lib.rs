@@ -35,6 +35,7 @@ pub mod regressions;
 pub mod rig;
 pub mod stable;
 pub mod targets;
+pub mod watch;
 pub mod wire;
 
 use oracles::{Laws, Restores};

@@ -180,7 +180,7 @@ fn port(port: u16) -> [u64; 1] {
 }
 
 chip!(UART, "uart", "a 16550 at COM1", ["uart.rs"], 95 "",
-canary: |op, outcome| *op == Op::Timer && high(outcome),
+canary: |op, outcome| matches!(op, Op::Input { .. }) && high(outcome),
 |m| m.add(Box::new(Uart::new("com1")), &port(uart::COM1.0), Some(uart::COM1.1)),
 beyond: &[CHIP, &[
     beyond("receive_break", "", HOST),

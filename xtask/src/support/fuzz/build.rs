@@ -27,6 +27,10 @@ const LIBFUZZER: [&str; 5] = [
     "-Cllvm-args=-sanitizer-coverage-trace-compares",
 ];
 
+/// Puts `fuzz::watch` before libFuzzer where that hears of the counters.
+const WRAP: &str = " --cfg watched -Clink-arg=-Wl,--wrap=__sanitizer_cov_8bit_counters_init \
+                    -Clink-arg=-Wl,--wrap=__sanitizer_cov_pcs_init";
+
 /// What it looks at: the devices, and what reads bytes. Each counter costs every execution a little, and
 /// what the generators do is not what an input is to be kept for.
 const WATCHED: [&str; 10] = [
@@ -181,7 +185,11 @@ pub fn build(shop: Shop<'_>, flavour: Flavour, program: &str) -> Result<PathBuf,
             command.arg(format!("profile.release.package.{package}.rustflags=[{flags}]"));
         }
     }
-    command.current_dir(shop.root).env("RUSTFLAGS", flavour.flags());
+    let mut flags = flavour.flags().to_owned();
+    if flavour.is_watched() {
+        flags += WRAP;
+    }
+    command.current_dir(shop.root).env("RUSTFLAGS", flags);
     command.env_remove("CARGO_ENCODED_RUSTFLAGS");
     // libFuzzer itself is not what is looked at, and half as fast with checks of its own.
     let mut flags = std::env::var_os("CXXFLAGS").unwrap_or_default();

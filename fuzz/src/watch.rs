@@ -1,0 +1,164 @@
+//! What libFuzzer watches: of a chip, the chip.
+//!
+//! The counters of everything that is instrumented lie in one section, and libFuzzer would clear and look
+//! through all of them for each input, and keep inputs for what the board around a chip does. The
+//! linker puts these functions before libFuzzer's (`--wrap`), and they tell it only of the counters
+//! that a target's [sources](crate::targets::Target::sources) have, as if those were modules of their own.
+//!
+//! The calls come from a constructor of the program, before `main`: LLVM's `SanitizerCoverage`, "Inline
+//! 8bit-counters" and "PC-Table".
+
+use std::ops::Range;
+
+use crate::targets::{Subject, Target};
+
+/// How the mangled names of the functions that are watched for this target begin somewhere, or nothing if
+/// everything is: for a board, whose parts all matter, and for readers, whose helpers do.
+pub fn modules(target: &Target) -> Vec<String> {
+    let is_chip = |source: &&str| source.starts_with("vmm/src/chips/");
+    if !matches!(target.subject, Subject::Board { .. })
+        || !target.sources.iter().all(|s| is_chip(&s))
+    {
+        return Vec::new();
+    }
+    let modules = target.sources.iter().map(|source| {
+        let path = source.trim_start_matches("vmm/src/").trim_end_matches(".rs");
+        let names = path.split('/').filter(|name| *name != "mod");
+        // Identifiers of the v0 scheme: their length, and themselves.
+        ["vmm"].into_iter().chain(names).map(|name| format!("{}{name}", name.len())).collect()
+    });
+    modules.collect()
+}
+
+/// Where, in a table of code addresses, those lie that are in one of the functions; adjacent ones as one.
+pub fn runs(
+    addresses: impl IntoIterator<Item = usize>,
+    functions: &[Range<usize>],
+) -> Vec<Range<usize>> {
+    let mut runs: Vec<Range<usize>> = Vec::new();
+    for (n, address) in addresses.into_iter().enumerate() {
+        if !functions.iter().any(|function| function.contains(&address)) {
+            continue;
+        }
+        match runs.last_mut() {
+            Some(run) if run.end == n => run.end += 1,
+            _ => runs.push(n..n + 1),
+        }
+    }
+    runs
+}
+
+#[cfg(all(feature = "libfuzzer", watched))]
+mod linked {
+    use std::ops::Range;
+    use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering::Relaxed};
+
+    use super::{modules, runs};
+    use crate::targets;
+
+    /// An entry of the table: the address of a piece of code, and flags.
+    type Entry = [usize; 2];
+
+    /// The counters, until the table comes, which says what they are of.
+    static COUNTERS: AtomicPtr<u8> = AtomicPtr::new(std::ptr::null_mut());
+    static HOW_MANY: AtomicUsize = AtomicUsize::new(0);
+
+    // SAFETY: libFuzzer's, declared as it defines them (FuzzerTracePC.cpp); `--wrap` gives them these names.
+    unsafe extern "C" {
+        fn __real___sanitizer_cov_8bit_counters_init(start: *mut u8, stop: *mut u8);
+        fn __real___sanitizer_cov_pcs_init(start: *const Entry, stop: *const Entry);
+    }
+
+    /// Where the functions are that a target has watched, as the file of this program says, and the address
+    /// there of the table; nothing if all are.
+    fn functions() -> Option<(Vec<Range<usize>>, usize)> {
+        let path = std::env::current_exe().ok()?;
+        let name = std::env::var("EXITLAB_FUZZ_TARGET").ok();
+        let name = name.or_else(|| Some(path.file_name()?.to_str()?.to_owned()))?;
+        let target = targets::ALL.iter().find(|target| target.name == name)?;
+        let modules = modules(target);
+        if modules.is_empty() {
+            return None;
+        }
+        let file = std::fs::read(&path).ok()?;
+        let elf = goblin::elf::Elf::parse(&file).ok()?;
+        let table = elf
+            .section_headers
+            .iter()
+            .find(|header| elf.shdr_strtab.get_at(header.sh_name) == Some("__sancov_pcs"))?
+            .sh_addr as usize;
+        let is_watched = |symbol: &goblin::elf::Sym| {
+            let name = elf.strtab.get_at(symbol.st_name).unwrap_or_default();
+            symbol.is_function() && modules.iter().any(|module| name.contains(module))
+        };
+        let found = elf.syms.iter().filter(is_watched);
+        let found: Vec<_> =
+            found.map(|s| s.st_value as usize..(s.st_value + s.st_size) as usize).collect();
+        // A program without symbols is watched as a whole.
+        (!found.is_empty()).then_some((found, table))
+    }
+
+    /// Hears of the counters.
+    ///
+    /// # Safety
+    ///
+    /// `start..stop` are the counters, one for each entry of the table that comes next.
+    #[unsafe(no_mangle)]
+    unsafe extern "C" fn __wrap___sanitizer_cov_8bit_counters_init(start: *mut u8, stop: *mut u8) {
+        COUNTERS.store(start, Relaxed);
+        HOW_MANY.store(stop as usize - start as usize, Relaxed);
+    }
+
+    /// Hears of the table, and tells libFuzzer what it is to watch.
+    ///
+    /// # Safety
+    ///
+    /// `start..stop` is the table of the counters that came before.
+    #[unsafe(no_mangle)]
+    unsafe extern "C" fn __wrap___sanitizer_cov_pcs_init(start: *const Entry, stop: *const Entry) {
+        let (counters, all) = (COUNTERS.load(Relaxed), 0..HOW_MANY.load(Relaxed));
+        // SAFETY: as the caller says.
+        let table = unsafe { std::slice::from_raw_parts(start, stop.offset_from(start) as usize) };
+        assert_eq!(table.len(), all.end, "an address for each counter");
+        let watched = match functions() {
+            Some((functions, at)) => {
+                let loaded = (start as usize).wrapping_sub(at);
+                runs(table.iter().map(|[address, _]| address.wrapping_sub(loaded)), &functions)
+            }
+            None => vec![all],
+        };
+        for run in watched {
+            // SAFETY: `run` lies in both tables, and libFuzzer wants counters first and then their addresses.
+            unsafe {
+                __real___sanitizer_cov_8bit_counters_init(
+                    counters.add(run.start),
+                    counters.add(run.end),
+                );
+                __real___sanitizer_cov_pcs_init(start.add(run.start), start.add(run.end));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::targets;
+
+    #[test]
+    fn chips_are_watched_alone_and_boards_as_a_whole() {
+        let of =
+            |name: &str| modules(targets::ALL.iter().find(|t| t.name == name).expect("a target"));
+        assert_eq!(of("uart"), ["3vmm5chips4uart"]);
+        for whole in ["board", "pci", "script", "loader"] {
+            assert!(of(whole).is_empty(), "{whole}");
+        }
+    }
+
+    #[test]
+    fn adjacent_addresses_are_one_run() {
+        let table = [0x10, 0x14, 0x20, 0x90, 0x21, 0x2f, 0x30];
+        assert_eq!(runs(table, &[0x10..0x15, 0x20..0x30]), [0..3, 4..6]);
+        assert_eq!(runs(table, &[]), []);
+    }
+}
