@@ -17,7 +17,7 @@ use crate::targets::{Subject, Target};
 pub fn modules(target: &Target) -> Vec<String> {
     let is_chip = |source: &&str| source.starts_with("vmm/src/chips/");
     if !matches!(target.subject, Subject::Board { .. })
-        || !target.sources.iter().all(|s| is_chip(&s))
+        || !target.sources.iter().all(is_chip)
     {
         return Vec::new();
     }
