@@ -16,9 +16,7 @@ use crate::targets::{Subject, Target};
 /// everything is: for a board, whose parts all matter, and for readers, whose helpers do.
 pub fn modules(target: &Target) -> Vec<String> {
     let is_chip = |source: &&str| source.starts_with("vmm/src/chips/");
-    if !matches!(target.subject, Subject::Board { .. })
-        || !target.sources.iter().all(is_chip)
-    {
+    if !matches!(target.subject, Subject::Board { .. }) || !target.sources.iter().all(is_chip) {
         return Vec::new();
     }
     let modules = target.sources.iter().map(|source| {
