@@ -183,8 +183,7 @@ fn device_at(script: &Script, board: &Board<'_>, step: usize) -> Option<String> 
                 panic::catch_unwind(AssertUnwindSafe(|| player.step(&before.op))).ok()?;
             }
             let machine = player.machine();
-            let fixed = machine.bus().mappings().copied();
-            let mapping = fixed.chain(machine.pci_mappings()).find(|m| m.takes(access))?;
+            let mapping = machine.mappings().find(|m| m.takes(access))?;
             machine.devices().nth(usize::from(mapping.device)).map(str::to_owned)
         }
         _ => None,

@@ -27,8 +27,7 @@ pub fn inputs(script: &Script, target: &Target, ops: usize) -> Vec<Vec<u8>> {
     let Some(board) = target.board() else { return Vec::new() };
     let player = Player::new(&board.spec, board.build).expect("a target's board");
     let machine = player.machine();
-    let mappings: Vec<Mapping> =
-        machine.bus().mappings().copied().chain(machine.pci_mappings()).collect();
+    let mappings: Vec<Mapping> = machine.mappings().collect();
     let devices: Vec<&str> = machine.devices().collect();
     let is_here = |op: &Op| match op {
         Op::Exit { exit: Exit::Io(access), .. } => mappings.iter().any(|m| m.takes(access)),

@@ -146,8 +146,7 @@ mod tests {
                 targets::named(target).and_then(|t| t.board()).expect("a target with a board");
             let player = Player::new(&board.spec, board.build).expect("a board");
             let machine = player.machine();
-            let all: Vec<Mapping> =
-                machine.bus().mappings().copied().chain(machine.pci_mappings()).collect();
+            let all: Vec<Mapping> = machine.mappings().collect();
             let m = all.iter().find(|m| m.region.len == len).expect("a region of this length");
             of(&board, &all).of(m).to_vec()
         };

@@ -212,9 +212,7 @@ fn scripts_of_each_chip_meet_it_on_the_pc() {
         let Some(own) = target.board() else { continue };
         let spec = board(&own);
         let places = |machine: &vmm::machine::Machine| -> Vec<(Space, u64)> {
-            let fixed = machine.bus().mappings().copied();
-            let all = fixed.chain(machine.pci_mappings());
-            all.map(|m| (m.region.space, m.base)).collect()
+            machine.mappings().map(|m| (m.region.space, m.base)).collect()
         };
         let mut pc = player(&spec);
         for op in homeward(&spec) {

@@ -128,6 +128,11 @@ impl Machine {
         Ok(())
     }
 
+    /// Where everything is now: what the board's map holds, and what is placed on PCI.
+    pub fn mappings(&self) -> impl Iterator<Item = Mapping> {
+        self.bus().mappings().copied().chain(self.pci_mappings())
+    }
+
     /// Where things are that a guest or PCI places: the data register of configuration mechanism 1,
     /// and what base address registers claim now.
     pub fn pci_mappings(&self) -> Vec<Mapping> {
