@@ -17,6 +17,7 @@
 
 mod exact;
 mod exits;
+mod host;
 mod memory;
 mod tables;
 
@@ -48,10 +49,6 @@ pub const LAWS: usize = 3;
 /// Bytes of an operation.
 pub const RECORD: usize = 16;
 
-/// The latest time that a script goes to, in nanoseconds: 146 years. What happens when 64 bits of
-/// nanoseconds end is nobody's business.
-const END_OF_TIME: u64 = 1 << 62;
-
 /// A script, and what happened when it was made.
 #[derive(Debug)]
 pub struct Generated {
@@ -69,14 +66,38 @@ pub struct Generated {
 /// When the board cannot be built.
 pub fn script(bytes: &[u8], board: &Board<'_>) -> Generated {
     let mut player = Player::new(&board.spec, board.build).expect("a board that can be built");
-    play(bytes, board, &mut player)
+    play(bytes, board, &mut player, &mut Room::default())
+}
+
+/// What scripts for one board were made in. The next one is made there, too: to allocate takes a good part
+/// of a short execution with AddressSanitizer.
+#[derive(Debug, Default)]
+pub struct Room {
+    script: Option<Script>,
+    outcomes: Vec<Outcome>,
+    mappings: Vec<Mapping>,
+    focused: Vec<usize>,
+    functions: Vec<Slot>,
+}
+
+impl Room {
+    /// A script that is not needed any more.
+    pub fn give_back(&mut self, script: Script, outcomes: Vec<Outcome>) {
+        (self.script, self.outcomes) = (Some(script), outcomes);
+    }
 }
 
 /// The script that `bytes` describe for this board, which `player` has and which was just switched on.
-pub fn play(bytes: &[u8], board: &Board<'_>, player: &mut Player<'_>) -> Generated {
-    let mut generator = Generator::new(bytes, board, player);
+pub fn play(
+    bytes: &[u8],
+    board: &Board<'_>,
+    player: &mut Player<'_>,
+    room: &mut Room,
+) -> Generated {
+    let mut generator = Generator::new(bytes, board, player, room);
     let made = catch_unwind(AssertUnwindSafe(|| generator.run()));
-    let Generator { script, outcomes, wrong, laws, .. } = generator;
+    let Generator { script, outcomes, wrong, laws, mappings, focused, functions, .. } = generator;
+    (room.mappings, room.focused, room.functions) = (mappings, focused, functions);
     let played = match (made, wrong) {
         (Err(panic), _) => Err(oracles::panicked(script.steps.len(), &*panic)),
         (Ok(()), Some(violation)) => Err(violation),
@@ -142,12 +163,24 @@ struct Generator<'b, 'p, 'a> {
 }
 
 impl<'b, 'p, 'a> Generator<'b, 'p, 'a> {
-    fn new(bytes: &'b [u8], board: &'p Board<'_>, player: &'p mut Player<'a>) -> Self {
+    fn new(
+        bytes: &'b [u8],
+        board: &'p Board<'_>,
+        player: &'p mut Player<'a>,
+        room: &mut Room,
+    ) -> Self {
         let machine = player.machine();
-        let mut mappings: Vec<Mapping> = machine.bus().mappings().copied().collect();
+        let Room { script, mut outcomes, mut mappings, focused, mut functions } =
+            std::mem::take(room);
+        let mut script = script.unwrap_or_else(|| Script::new(board.spec.clone(), []));
+        script.steps.clear();
+        outcomes.clear();
+        mappings.clear();
+        mappings.extend(machine.bus().mappings());
         let fixed = mappings.len();
         mappings.extend(machine.pci_mappings());
-        let functions: Vec<Slot> = machine.pci_functions().map(|(slot, _)| slot).collect();
+        functions.clear();
+        functions.extend(machine.pci_functions().map(|(slot, _)| slot));
         let devices = machine.devices().count();
         let first = mappings.first().map_or((Space::Port, 0), |m| (m.region.space, m.base));
         let header: [u8; HEADER] = std::array::from_fn(|i| bytes.get(i).copied().unwrap_or(0));
@@ -162,13 +195,13 @@ impl<'b, 'p, 'a> Generator<'b, 'p, 'a> {
             words: board.words,
             numbers: board.numbers,
             registers: registers::of(board, &mappings),
-            script: Script::new(board.spec.clone(), []),
-            outcomes: Vec::new(),
+            script,
+            outcomes,
             wrong: None,
             laws: Laws::asked(laws),
             mappings,
             fixed,
-            focused: Vec::new(),
+            focused,
             focus: match (focus, devices) {
                 (0, _) | (_, 0) => None,
                 (byte, devices) => Some((usize::from(byte) % devices) as u16),
@@ -437,57 +470,5 @@ impl<'b, 'p, 'a> Generator<'b, 'p, 'a> {
             self.make(Space::Mmio, addr, size, write)
         };
         self.access(access);
-    }
-
-    fn input(&mut self) {
-        let machine = self.player.machine();
-        let open = |name: &&'static str| machine.input_room(name).is_some_and(|room| room > 0);
-        // Who takes input now; or, if nobody does, anybody.
-        let which = usize::from(self.record.get(self.at).copied().unwrap_or(0));
-        self.at += 1;
-        let (all, takers) = (machine.devices().count(), machine.devices().filter(open).count());
-        let device = match takers {
-            0 => machine.devices().nth(which % all.max(1)),
-            n => machine.devices().filter(open).nth(which % n),
-        };
-        let Some(device) = device.map(str::to_owned) else { return self.nowhere() };
-        let n = usize::from(self.byte() % 20);
-        let bytes = (0..n).map(|_| self.byte()).collect();
-        self.play(Op::Input { device, bytes });
-    }
-
-    fn by(&mut self, by: u64) {
-        let now = self.player.machine().now();
-        self.play(Op::Advance(by.min(END_OF_TIME.saturating_sub(now))));
-    }
-
-    /// Time goes to the next deadline, and `off` beyond it (or short of it).
-    fn at_deadline(&mut self, off: i64) {
-        let machine = self.player.machine();
-        let (now, next) = (machine.now(), machine.next_deadline());
-        let by = next.map_or(1000, |at| at.saturating_sub(now));
-        self.by(by.saturating_add_signed(off));
-    }
-
-    fn advance(&mut self) {
-        match self.byte() % 8 {
-            0 => self.by(1000),
-            1 => self.by(1),
-            2 => self.at_deadline(0),
-            3 => self.at_deadline(-1),
-            4 => self.at_deadline(1),
-            5 => {
-                let exponent = u32::from(self.byte() % 12);
-                self.by(10u64.pow(exponent));
-            }
-            6 => {
-                let by = self.word() * 1000;
-                self.by(by);
-            }
-            _ => {
-                let bits = self.byte() % 63;
-                self.by(1 << bits);
-            }
-        }
     }
 }

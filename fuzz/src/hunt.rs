@@ -199,7 +199,8 @@ impl Hunt {
             Subject::Board { .. } => {
                 if self.rng.below(8) == 0 {
                     let other = &self.corpus[self.rng.below(n)];
-                    input = cross(&input, other, self.max, seed);
+                    let one = std::mem::take(&mut input);
+                    cross(&one, other, &mut input, self.max, seed);
                 }
                 mutate(&mut input, self.max, seed, |_| {});
             }

@@ -175,7 +175,7 @@ fn normal(message: &str) -> String {
 /// The device that operation number `step` (from 1) goes to.
 fn device_at(script: &Script, board: &Board<'_>, step: usize) -> Option<String> {
     match &script.steps.get(step.checked_sub(1)?)?.op {
-        Op::Input { device, .. } => Some(device.clone()),
+        Op::Input { device, .. } => Some(device.to_string()),
         Op::Exit { exit: Exit::Io(access), .. } => {
             let mut player = Player::new(&script.board, board.build).ok()?;
             // Base addresses move.

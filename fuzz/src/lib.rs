@@ -93,9 +93,8 @@ fn obeys(
     seen: Option<&mut hunt::Seen>,
 ) {
     let mut player = rig.take();
-    let generators::Generated { script, played, laws } =
-        generators::play(bytes, rig.board(), &mut player);
-    let outcomes = played.unwrap_or_else(|violation| panic!("{violation}\n{script}"));
+    let generators::Generated { script, played, laws } = rig.play(bytes, &mut player);
+    let mut outcomes = played.unwrap_or_else(|violation| panic!("{violation}\n{script}"));
     if let Some(seen) = seen {
         seen.trace(&script.steps, &outcomes);
     }
@@ -109,6 +108,8 @@ fn obeys(
         if let Err(violation) = oracles::against(&script, &trace, rig, laws, Restores::Eight) {
             panic!("{violation}\n{script}");
         }
+        outcomes = trace.outcomes;
     }
     rig.give_back(player);
+    rig.give_back_script(script, outcomes);
 }

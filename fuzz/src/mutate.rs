@@ -67,14 +67,18 @@ pub fn mutate(input: &mut Vec<u8>, max: usize, seed: u64, mut inner: impl FnMut(
             }
             3 | 4 if n > 1 => drop(input.drain(place(from)..place(from + run))),
             5 | 6 if n > 0 => {
-                let copy = input[place(from)..place(from + run)].to_vec();
                 let at = place(rng.below(n + 1));
-                input.splice(at..at, copy);
+                input.extend_from_within(place(from)..place(from + run));
+                input[at..].rotate_right(run * RECORD);
             }
             7 if n > 1 => {
-                let moved: Vec<u8> = input.drain(place(from)..place(from + run)).collect();
-                let at = place(rng.below(n - run + 1));
-                input.splice(at..at, moved);
+                // Where it stands when it was taken out.
+                match rng.below(n - run + 1) {
+                    to if to < from => {
+                        input[place(to)..place(from + run)].rotate_right(run * RECORD);
+                    }
+                    to => input[place(from)..place(to + run)].rotate_left(run * RECORD),
+                }
             }
             8..=11 if n > 0 => {
                 let byte = &mut input[place(from) + rng.below(RECORD)];
@@ -112,22 +116,20 @@ pub fn mutate(input: &mut Vec<u8>, max: usize, seed: u64, mut inner: impl FnMut(
     input.truncate(HEADER + most * RECORD);
 }
 
-/// An input of operations of both, at most `max` bytes: the beginning of one and the end of the other,
-/// or by turns.
-pub fn cross(one: &[u8], other: &[u8], max: usize, seed: u64) -> Vec<u8> {
+/// Makes of `out` an input of operations of both, at most `max` bytes: the beginning of one and the end of
+/// the other, or by turns.
+pub fn cross(one: &[u8], other: &[u8], out: &mut Vec<u8>, max: usize, seed: u64) {
     let mut rng = Rng::new(seed);
-    let records = |input: &[u8]| -> Vec<[u8; RECORD]> {
-        let body = input.get(HEADER..).unwrap_or(&[]);
-        body.as_chunks::<RECORD>().0.to_vec()
-    };
+    let records = |input| <[u8]>::get(input, HEADER..).unwrap_or(&[]).as_chunks::<RECORD>().0;
     let (left, right) = (records(one), records(other));
     let header = if rng.below(2) == 0 { one } else { other };
-    let mut out: Vec<u8> = (0..HEADER).map(|i| header.get(i).copied().unwrap_or(0)).collect();
+    out.clear();
+    out.extend((0..HEADER).map(|i| header.get(i).copied().unwrap_or(0)));
     if rng.below(2) == 0 {
         out.extend(left[..rng.below(left.len() + 1)].as_flattened());
         out.extend(right[rng.below(right.len() + 1)..].as_flattened());
     } else {
-        let (mut left, mut right) = (&left[..], &right[..]);
+        let (mut left, mut right) = (left, right);
         while !left.is_empty() {
             let (now, later) = left.split_at((1 + rng.below(4)).min(left.len()));
             out.extend(now.as_flattened());
@@ -138,7 +140,6 @@ pub fn cross(one: &[u8], other: &[u8], max: usize, seed: u64) -> Vec<u8> {
     // Not inherited: see `mutate`.
     out[LAWS] = rng.byte();
     out.truncate(max);
-    out
 }
 
 #[cfg(test)]
@@ -155,7 +156,8 @@ mod tests {
             assert_eq!((input.len() - HEADER) % RECORD, 0);
             lens[(input.len() - HEADER) / RECORD] += 1;
             if seed % 64 == 0 {
-                input = cross(&input, &[7; 100], 140, seed);
+                let parent = input.clone();
+                cross(&parent, &[7; 100], &mut input, 140, seed);
                 assert!(input.len() <= 140);
             }
             if seed % 1000 == 0 {
@@ -174,15 +176,16 @@ mod tests {
     #[test]
     fn crossing_takes_whole_operations_of_both() {
         let (a, b) = (vec![1; HEADER + 5 * RECORD], vec![2; HEADER + 5 * RECORD]);
-        let mut mixed = 0;
+        let (mut mixed, mut child) = (0, Vec::new());
         for seed in 0..200 {
-            let child = cross(&a, &b, 1000, seed);
+            cross(&a, &b, &mut child, 1000, seed);
             for record in child[HEADER..].chunks(RECORD) {
                 assert!(record == [1; RECORD] || record == [2; RECORD]);
             }
             mixed += usize::from(child[HEADER..].contains(&1) && child[HEADER..].contains(&2));
         }
         assert!(mixed > 100, "{mixed}");
-        assert_eq!(cross(&[], &[], 100, 1).len(), HEADER);
+        cross(&[], &[], &mut child, 100, 1);
+        assert_eq!(child.len(), HEADER);
     }
 }

@@ -4,6 +4,7 @@
 //! is true of devices together, on a bus, through the same code that answers a guest.
 
 use std::any::Any;
+use std::borrow::Cow;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -106,7 +107,7 @@ fn most_kept(device: &str) -> usize {
 
 /// No device keeps more than it has room for.
 fn kept(state: &MachineState) -> Result<(), Violation> {
-    let large = |(name, bytes): &&(String, Vec<u8>)| bytes.len() > most_kept(name);
+    let large = |(name, bytes): &&(Cow<'_, str>, Vec<u8>)| bytes.len() > most_kept(name);
     match state.devices.iter().find(large) {
         Some((name, bytes)) => {
             let (len, most) = (bytes.len(), most_kept(name));
@@ -365,7 +366,7 @@ impl<'s, 'a> Run<'s, 'a> {
 /// Names of the devices whose states differ.
 fn differing<'a>(one: &'a MachineState, other: &'a MachineState) -> impl Iterator<Item = &'a str> {
     let pairs = one.devices.iter().zip(&other.devices);
-    pairs.filter(|(a, b)| a != b).map(|((name, _), _)| name.as_str())
+    pairs.filter(|(a, b)| a != b).map(|((name, _), _)| &**name)
 }
 
 fn same(law: Law, one: &Trace, other: &Trace, script: &Script) -> Result<(), Violation> {

@@ -3,21 +3,23 @@
 
 use std::cell::RefCell;
 
-use vmm::script::BoardSpec;
-use vmm::script::replay::Player;
+use vmm::script::replay::{Outcome, Player};
+use vmm::script::{BoardSpec, Script};
 
+use crate::generators::{self, Generated, Room};
 use crate::{Board, targets};
 
 /// Boards of one kind.
 pub struct Rig<'a> {
     board: Board<'a>,
     idle: Vec<Player<'a>>,
+    room: Room,
 }
 
 impl<'a> Rig<'a> {
     /// Boards like this one.
     pub fn new(board: Board<'a>) -> Rig<'a> {
-        Rig { board, idle: Vec::new() }
+        Rig { board, idle: Vec::new(), room: Room::default() }
     }
 
     /// Which.
@@ -39,6 +41,16 @@ impl<'a> Rig<'a> {
                 Player::new(&self.board.spec, self.board.build).expect("a board that can be built")
             }
         }
+    }
+
+    /// The script that `bytes` describe, played on a board that was just taken.
+    pub fn play(&mut self, bytes: &[u8], player: &mut Player<'a>) -> Generated {
+        generators::play(bytes, &self.board, player, &mut self.room)
+    }
+
+    /// A script that is not needed any more, and what came of it.
+    pub fn give_back_script(&mut self, script: Script, outcomes: Vec<Outcome>) {
+        self.room.give_back(script, outcomes);
     }
 
     /// One that is not needed any more. One that a panic went through need not come back.

@@ -5,6 +5,10 @@
 //! linker puts these functions before libFuzzer's (`--wrap`), and they tell it only of the counters
 //! that a target's [sources](crate::targets::Target::sources) have, as if those were modules of their own.
 //!
+//! Nor does it hear there of what a chip compares: its inputs are records that a generator reads, so the
+//! other side of a comparison is hardly ever a number to put into one, and to be told takes a third of the
+//! time.
+//!
 //! The calls come from a constructor of the program, before `main`: LLVM's `SanitizerCoverage`, "Inline
 //! 8bit-counters" and "PC-Table".
 
@@ -49,7 +53,7 @@ pub fn runs(
 #[cfg(all(feature = "libfuzzer", watched))]
 mod linked {
     use std::ops::Range;
-    use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering::Relaxed};
+    use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering::Relaxed};
 
     use super::{modules, runs};
     use crate::targets;
@@ -60,11 +64,65 @@ mod linked {
     /// The counters, until the table comes, which says what they are of.
     static COUNTERS: AtomicPtr<u8> = AtomicPtr::new(std::ptr::null_mut());
     static HOW_MANY: AtomicUsize = AtomicUsize::new(0);
+    /// Whether comparisons are told.
+    static COMPARES: AtomicBool = AtomicBool::new(true);
 
     // SAFETY: libFuzzer's, declared as it defines them (FuzzerTracePC.cpp); `--wrap` gives them these names.
     unsafe extern "C" {
         fn __real___sanitizer_cov_8bit_counters_init(start: *mut u8, stop: *mut u8);
         fn __real___sanitizer_cov_pcs_init(start: *const Entry, stop: *const Entry);
+    }
+
+    /// Writes functions that hand a comparison on if comparisons are told.
+    macro_rules! compares {
+        ($($wrap:ident $real:ident $number:ty;)*) => {$(
+            // SAFETY: as above.
+            unsafe extern "C" {
+                fn $real(one: $number, other: $number);
+            }
+
+            /// Hears of a comparison.
+            ///
+            /// # Safety
+            ///
+            /// As of libFuzzer's own.
+            #[unsafe(no_mangle)]
+            unsafe extern "C" fn $wrap(one: $number, other: $number) {
+                if COMPARES.load(Relaxed) {
+                    // SAFETY: as the caller says.
+                    unsafe { $real(one, other) }
+                }
+            }
+        )*};
+    }
+
+    compares! {
+        __wrap___sanitizer_cov_trace_cmp1 __real___sanitizer_cov_trace_cmp1 u8;
+        __wrap___sanitizer_cov_trace_cmp2 __real___sanitizer_cov_trace_cmp2 u16;
+        __wrap___sanitizer_cov_trace_cmp4 __real___sanitizer_cov_trace_cmp4 u32;
+        __wrap___sanitizer_cov_trace_cmp8 __real___sanitizer_cov_trace_cmp8 u64;
+        __wrap___sanitizer_cov_trace_const_cmp1 __real___sanitizer_cov_trace_const_cmp1 u8;
+        __wrap___sanitizer_cov_trace_const_cmp2 __real___sanitizer_cov_trace_const_cmp2 u16;
+        __wrap___sanitizer_cov_trace_const_cmp4 __real___sanitizer_cov_trace_const_cmp4 u32;
+        __wrap___sanitizer_cov_trace_const_cmp8 __real___sanitizer_cov_trace_const_cmp8 u64;
+    }
+
+    // SAFETY: as above.
+    unsafe extern "C" {
+        fn __real___sanitizer_cov_trace_switch(value: u64, cases: *mut u64);
+    }
+
+    /// Hears of a choice among several.
+    ///
+    /// # Safety
+    ///
+    /// As of libFuzzer's own.
+    #[unsafe(no_mangle)]
+    unsafe extern "C" fn __wrap___sanitizer_cov_trace_switch(value: u64, cases: *mut u64) {
+        if COMPARES.load(Relaxed) {
+            // SAFETY: as the caller says.
+            unsafe { __real___sanitizer_cov_trace_switch(value, cases) }
+        }
     }
 
     /// Where the functions are that a target has watched, as the file of this program says, and the address
@@ -120,6 +178,7 @@ mod linked {
         assert_eq!(table.len(), all.end, "an address for each counter");
         let watched = match functions() {
             Some((functions, at)) => {
+                COMPARES.store(false, Relaxed);
                 let loaded = (start as usize).wrapping_sub(at);
                 runs(table.iter().map(|[address, _]| address.wrapping_sub(loaded)), &functions)
             }

@@ -155,7 +155,7 @@ fn with<T>(flaw: Flaw, f: impl FnOnce(&Board<'_>) -> T) -> T {
         Ok(machine.add(Box::new(Canary::new(flaw)), &[0xfed0_0000], Some(3))?)
     };
     let build: Build<'_> = &build;
-    let spec = BoardSpec { kind: "canary".to_owned(), ..BoardSpec::default() };
+    let spec = BoardSpec { kind: "canary".into(), ..BoardSpec::default() };
     f(&Board { spec, build, keeps: &[], words: &[], numbers: &[] })
 }
 

@@ -92,10 +92,10 @@ impl Generator<'_, '_, '_> {
                 let (which, len) = (usize::from(self.byte()), usize::from(self.byte()));
                 let machine = self.player.machine();
                 let which = which % machine.devices().count().max(1);
-                let device = machine.devices().nth(which).map(str::to_owned);
+                let device = machine.devices().nth(which);
                 let Some(device) = device else { return };
                 let bytes = (0..len.min(INPUT_BYTES)).map(|_| self.byte()).collect();
-                self.play(Op::Input { device, bytes });
+                self.play(Op::Input { device: device.into(), bytes });
             }
             _ if how & 4 != 0 => self.play(Op::Timer),
             _ => {

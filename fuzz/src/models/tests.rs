@@ -19,7 +19,7 @@ struct Bench {
 
 impl Bench {
     fn new(kind: &str) -> Bench {
-        let spec = BoardSpec { kind: kind.to_owned(), ..BoardSpec::default() };
+        let spec = BoardSpec { kind: kind.to_owned().into(), ..BoardSpec::default() };
         let ram = GuestRam::new(MIN_SIZE, Backing::Auto).expect("2 MiB");
         let clock = std::sync::Arc::new(ManualClock::default());
         let machine = Machine::new(ram, clock.clone(), std::sync::Arc::new(Nowhere));
@@ -59,7 +59,7 @@ impl Bench {
     }
 
     fn input(&mut self, bytes: &[u8], taken: u64) -> Result<(), String> {
-        let op = Op::Input { device: "com1".to_owned(), bytes: bytes.to_vec() };
+        let op = Op::Input { device: "com1".into(), bytes: bytes.to_vec() };
         self.does(op, Answer::Value(taken), &[])
     }
 }
@@ -116,7 +116,7 @@ fn the_priorities_of_a_16550() {
     // CTS, DSR and DCD went off with the loop.
     b.read(0x3fe, 0x0b);
     b.read(0x3fa, told[4]);
-    b.write_with(0x3f8, 3, &[Effect::Output { device: "com1".to_owned(), byte: 3 }])
+    b.write_with(0x3f8, 3, &[Effect::Output { device: "com1".into(), byte: 3 }])
         .expect_err("nothing leaves a loop");
 }
 
@@ -220,7 +220,7 @@ fn a_keyboard_and_its_controller() {
         b.does(Op::io(Access::read(Space::Port, 0x60, Size::B1)), Answer::Value(value), effects)
     };
     let press = |b: &mut Bench, bytes: &[u8], taken, effects: &[Effect]| {
-        let op = Op::Input { device: "i8042".to_owned(), bytes: bytes.to_vec() };
+        let op = Op::Input { device: "i8042".into(), bytes: bytes.to_vec() };
         b.does(op, Answer::Value(taken), effects)
     };
     b.write_with(0x64, 0xaa, &line(true)).expect("an answer at once");

@@ -90,7 +90,7 @@ macro_rules! chip {
             name: $text,
             about: $about,
             subject: Subject::Board {
-                spec: || BoardSpec { kind: $text.to_owned(), ..BoardSpec::default() },
+                spec: || BoardSpec { kind: $text.into(), ..BoardSpec::default() },
                 put: $put,
                 numbers: first!($($numbers,)? &[]),
                 canary: $canary,

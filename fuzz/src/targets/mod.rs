@@ -13,6 +13,7 @@ mod seeds;
 mod states;
 mod texts;
 
+use std::cell::RefCell;
 use std::io::Write as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -334,31 +335,44 @@ pub fn mutate(
         remake(&mut data[..size], (seed >> 16) as u8);
         return size;
     }
-    let mut input = data[..size].to_vec();
-    crate::mutate::mutate(&mut input, max, seed.into(), |record| {
-        let len = record.len();
-        inner(record, len, len);
-    });
-    data[..input.len()].copy_from_slice(&input);
-    input.len()
+    SCRATCH.with_borrow_mut(|input| {
+        input.clear();
+        input.extend_from_slice(&data[..size]);
+        crate::mutate::mutate(input, max, seed.into(), |record| {
+            let len = record.len();
+            inner(record, len, len);
+        });
+        data[..input.len()].copy_from_slice(input);
+        input.len()
+    })
+}
+
+thread_local! {
+    /// Where inputs are varied: to allocate takes a good part of a short execution with AddressSanitizer.
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Crosses two inputs of the target into `out`, as libFuzzer's custom crossover: returns how much of it
 /// that took.
 pub fn cross(target: &Target, one: &[u8], other: &[u8], out: &mut [u8], seed: u32) -> usize {
-    let child = match target.subject {
-        Subject::Board { .. } => crate::mutate::cross(one, other, out.len(), seed.into()),
-        Subject::Bytes { .. } => {
-            let mut rng = crate::mutate::Rng::new(seed.into());
-            let (to, from) = (rng.below(one.len() + 1), rng.below(other.len() + 1));
-            let mut child = [&one[..to], &other[from..]].concat();
-            child.truncate(out.len());
-            remake(&mut child, rng.byte());
-            child
+    SCRATCH.with_borrow_mut(|child| {
+        match target.subject {
+            Subject::Board { .. } => {
+                crate::mutate::cross(one, other, child, out.len(), seed.into());
+            }
+            Subject::Bytes { .. } => {
+                let mut rng = crate::mutate::Rng::new(seed.into());
+                let (to, from) = (rng.below(one.len() + 1), rng.below(other.len() + 1));
+                child.clear();
+                child.extend_from_slice(&one[..to]);
+                child.extend_from_slice(&other[from..]);
+                child.truncate(out.len());
+                remake(child, rng.byte());
+            }
         }
-    };
-    out[..child.len()].copy_from_slice(&child);
-    child.len()
+        out[..child.len()].copy_from_slice(child);
+        child.len()
+    })
 }
 
 /// Writes libFuzzer's binary for the target of a name.

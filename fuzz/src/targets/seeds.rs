@@ -16,7 +16,7 @@ const SLOT: u64 = 3 << 3;
 
 /// The input for these operations; none of them is input from the host, so no device has to be known.
 fn input(kind: &str, ops: impl IntoIterator<Item = Op>) -> Vec<u8> {
-    let spec = BoardSpec { kind: kind.to_owned(), ..BoardSpec::default() };
+    let spec = BoardSpec { kind: kind.to_owned().into(), ..BoardSpec::default() };
     generators::encode(&Script::new(spec, ops), &[])
 }
 

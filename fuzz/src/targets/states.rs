@@ -7,7 +7,7 @@ use vmm::state;
 
 use super::{Said, Subject, Target, beyond, whole};
 use crate::generators::{HEADER, RECORD};
-use crate::{generators, rig};
+use crate::rig;
 
 pub static SNAPSHOT: Target = Target {
     name: "snapshot",
@@ -47,7 +47,7 @@ fn changed(bytes: &[u8]) -> Result<bool, String> {
     let (script, changes) = rest.split_at(rest.len().min(header + ops * RECORD));
     rig::with(BoardSpec::default, |rig| {
         let mut player = rig.take();
-        let generated = generators::play(script, rig.board(), &mut player);
+        let generated = rig.play(script, &mut player);
         generated.played.unwrap_or_else(|violation| panic!("{violation}\n{}", generated.script));
         let mut saved = player.machine().save();
         let at = which % saved.devices.len();

@@ -10,16 +10,14 @@ pub(super) struct Lines([Mutex<u32>; GSIS as usize]);
 
 impl Default for Lines {
     fn default() -> Lines {
-        Lines(std::array::from_fn(|_| Mutex::new(0)))
+        Lines([const { Mutex::new(0) }; GSIS as usize])
     }
 }
 
 impl Lines {
     /// Nobody holds any.
     pub(super) fn clear(&mut self) {
-        self.0
-            .iter_mut()
-            .for_each(|line| *line.get_mut().unwrap_or_else(PoisonError::into_inner) = 0);
+        *self = Lines::default();
     }
 
     /// One driver of `gsi` changed its level. `tell` hears of it if the line did. A line's

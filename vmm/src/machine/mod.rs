@@ -15,6 +15,7 @@ mod slots;
 mod state;
 mod synic;
 
+use std::borrow::Cow;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -122,7 +123,7 @@ pub struct MachineState {
     /// Time since the board was switched on.
     pub now: Nanos,
     /// Each device's name and state.
-    pub devices: Vec<(String, Vec<u8>)>,
+    pub devices: Vec<(Cow<'static, str>, Vec<u8>)>,
 }
 
 impl Machine {

@@ -44,8 +44,8 @@ impl Machine {
 
     /// The state of every device. The vCPUs must not run.
     pub fn save(&self) -> MachineState {
-        let device = |s: &Slot| (s.name.to_owned(), s.lock().device.save());
-        let synic = (synic::NAME.to_owned(), self.synic().save());
+        let device = |s: &Slot| (s.name.into(), s.lock().device.save());
+        let synic = (synic::NAME.into(), self.synic().save());
         let devices = self.slots.iter().map(device).chain([synic]).collect();
         MachineState { now: self.clock.now(), devices }
     }

@@ -180,7 +180,8 @@ impl<'a> Cursor<'a> {
         if self.word() != MACHINE.as_bytes() {
             return self.wrong(start, format!("`{MACHINE} KIND`"));
         }
-        let mut board = BoardSpec { kind: self.name("a kind of machine")?, ..BoardSpec::default() };
+        let mut board =
+            BoardSpec { kind: self.name("a kind of machine")?.into(), ..BoardSpec::default() };
         while !self.is_blank() {
             let start = self.skip();
             let word = self.word();
@@ -242,7 +243,7 @@ impl<'a> Cursor<'a> {
                 },
             }),
             b"output" => Line::Effect(Effect::Output {
-                device: self.name("a device")?,
+                device: self.name("a device")?.into(),
                 byte: match (self.skip(), self.bytes("output")?) {
                     (_, bytes) if bytes.len() == 1 => bytes[0],
                     (start, _) => return self.wrong(start, "one byte of output"),
@@ -290,7 +291,9 @@ impl<'a> Cursor<'a> {
                     }
                 },
             },
-            b"input" => Op::Input { device: self.name("a device")?, bytes: self.bytes("input")? },
+            b"input" => {
+                Op::Input { device: self.name("a device")?.into(), bytes: self.bytes("input")? }
+            }
             b"advance" => Op::Advance(self.u64("nanoseconds")?),
             b"timer" => Op::Timer,
             b"save-restore" => Op::SaveRestore,

@@ -14,6 +14,8 @@ pub mod text;
 pub use parse::{ParseError, Reader, ScriptError, parse};
 pub use record::{RecordError, Recorder};
 
+use std::borrow::Cow;
+
 use crate::access::Access;
 use crate::device::Nanos;
 use crate::exit::{Entry, Exit, Stop};
@@ -30,7 +32,7 @@ pub const MAX_BYTES: usize = 64 << 10;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BoardSpec {
     /// The kind of machine; `pc` is the one that the `vmm` program builds.
-    pub kind: String,
+    pub kind: Cow<'static, str>,
     /// Guest memory in bytes.
     pub memory: u64,
     /// Number of vCPUs, at least 1.
@@ -49,7 +51,7 @@ impl Default for BoardSpec {
     /// The least PC, switched on in 1970.
     fn default() -> Self {
         BoardSpec {
-            kind: "pc".to_owned(),
+            kind: "pc".into(),
             memory: MIN_SIZE,
             cpus: 1,
             unix_time: 0,
@@ -83,7 +85,7 @@ pub enum Op {
     /// Bytes arrive from the host at a device's port.
     Input {
         /// The device.
-        device: String,
+        device: Cow<'static, str>,
         /// At most [`MAX_BYTES`].
         bytes: Vec<u8>,
     },
@@ -144,7 +146,7 @@ pub enum Effect {
     /// A byte left through a device's host port.
     Output {
         /// The device.
-        device: String,
+        device: Cow<'static, str>,
         /// The byte.
         byte: u8,
     },

@@ -9,7 +9,7 @@ use crate::device::Nanos;
 use crate::machine::{
     Backplane, BoardError, Context, Machine, MachineState, ManualClock, PcConfig, populate,
 };
-use crate::ram::{Backing, GuestRam, PAGE, RamError, RamTap};
+use crate::ram::{Backing, GuestRam, OutOfRam, PAGE, RamError, RamTap};
 use crate::state;
 
 /// Builds a board: puts what it has on one without devices.
@@ -43,7 +43,7 @@ pub enum BuildError {
 /// # Errors
 /// When there is no such kind, or the board cannot be put together.
 pub fn board(spec: &BoardSpec, machine: &mut Machine) -> Result<(), BuildError> {
-    match spec.kind.as_str() {
+    match &*spec.kind {
         "pc" => {
             let config = PcConfig {
                 cpus: spec.cpus,
@@ -95,6 +95,8 @@ struct Late {
     changes: Vec<(u32, u64, Vec<u8>)>,
     /// Where they went: first address and length.
     touched: Vec<(u64, u64)>,
+    /// Whether memory may have been written since its dirty pages were asked for, which allocates.
+    wrote: bool,
 }
 
 impl LateRam {
@@ -109,6 +111,19 @@ impl LateRam {
         late.touched.clear();
     }
 
+    /// Memory is written otherwise.
+    fn write(&self, addr: u64, bytes: &[u8]) -> Result<(), OutOfRam> {
+        self.lock().wrote = true;
+        self.ram.write(addr, bytes)
+    }
+
+    /// Calls `f` with each page that was written since this was last asked.
+    fn take_dirty(&self, f: impl FnMut(u64)) {
+        if std::mem::take(&mut self.lock().wrote) {
+            self.ram.take_dirty(f);
+        }
+    }
+
     /// Makes the changes that are due; whether there was one.
     fn make(&self, late: &mut Late) -> bool {
         let before = late.changes.len();
@@ -121,7 +136,9 @@ impl LateRam {
             let _ = self.ram.write(*addr, bytes);
             false
         });
-        late.changes.len() != before
+        let made = late.changes.len() != before;
+        late.wrote |= made;
+        made
     }
 }
 
@@ -138,6 +155,7 @@ impl RamTap for LateRam {
 
     fn wrote(&self, addr: u64, bytes: &[u8]) {
         let mut late = self.lock();
+        late.wrote = true;
         late.accesses = late.accesses.saturating_add(1);
         late.touched.push((addr, bytes.len() as u64));
     }
@@ -172,7 +190,7 @@ impl Backplane for Sink {
     }
 
     fn output(&self, device: &'static str, byte: u8) {
-        self.lock().effects.push(Effect::Output { device: device.to_owned(), byte });
+        self.lock().effects.push(Effect::Output { device: device.into(), byte });
     }
 
     fn remap_page(&self, gpa: u64) {
@@ -274,8 +292,8 @@ impl<'a> Player<'a> {
     /// # Errors
     /// When it cannot be built.
     pub fn renew(&mut self) -> Result<(), BuildError> {
-        let Player { ram, told, .. } = self;
-        ram.take_dirty(|addr| told.push(addr));
+        let Player { ram, told, late, .. } = self;
+        late.take_dirty(|addr| told.push(addr));
         if !told.is_empty() {
             for addr in told.drain(..) {
                 // A page that was written is RAM.
@@ -331,7 +349,7 @@ impl<'a> Player<'a> {
         match op {
             Op::Exit { exit, .. } => return Ok(self.machine.handle(&mut self.cx, exit).into()),
             Op::Ram { addr, bytes, after: 0 } => {
-                self.ram.write(*addr, bytes).map_err(|e| e.to_string())?;
+                self.late.write(*addr, bytes).map_err(|e| e.to_string())?;
             }
             Op::Ram { addr, bytes, after } => {
                 if !self.ram.contains(*addr, bytes.len() as u64) {
@@ -377,8 +395,8 @@ impl<'a> Player<'a> {
     pub fn end(&mut self) -> End {
         let mut ram = Vec::new();
         let mut page = [0; PAGE as usize];
-        let Player { ram: memory, told, .. } = self;
-        memory.take_dirty(|addr| {
+        let Player { ram: memory, told, late, .. } = self;
+        late.take_dirty(|addr| {
             told.push(addr);
             // A page that was written is RAM.
             let _ = memory.read(addr, &mut page);

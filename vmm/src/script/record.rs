@@ -188,7 +188,7 @@ impl Backplane for RecordingBackplane {
     }
 
     fn output(&self, device: &'static str, byte: u8) {
-        self.session.lock().effect(Effect::Output { device: device.to_owned(), byte });
+        self.session.lock().effect(Effect::Output { device: device.into(), byte });
         self.inner.output(device, byte);
     }
 
@@ -266,7 +266,7 @@ impl Recorder {
     pub fn create(path: &Path, config: &PcConfig, ram: &GuestRam) -> Result<Recorder, RecordError> {
         let name = path.display().to_string();
         let PcConfig { cpus, unix_time, pci, ioapic, iommu } = config.clone();
-        let (kind, memory) = ("pc".to_owned(), ram.size());
+        let (kind, memory) = ("pc".into(), ram.size());
         let board = BoardSpec { kind, memory, cpus, unix_time, pci, ioapic, iommu };
         match File::create(path) {
             Ok(file) => Ok(Recorder::new(name, Box::new(BufWriter::new(file)), &board)),
@@ -324,7 +324,7 @@ impl Recorder {
         bytes: &[u8],
     ) -> Option<usize> {
         let bytes = &bytes[..bytes.len().min(MAX_BYTES)];
-        let op = Op::Input { device: device.to_owned(), bytes: bytes.to_vec() };
+        let op = Op::Input { device: device.to_owned().into(), bytes: bytes.to_vec() };
         let answer =
             |taken: &Option<usize>| taken.map_or(Answer::Refused, |n| Answer::Value(n as u64));
         self.call(op, || machine.input(cx, device, bytes), answer)

@@ -4,6 +4,7 @@
 //! script, [`check`] holds what happened against what the script expects, and [`file()`] does both
 //! for a script of any length, in constant memory.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
@@ -147,7 +148,7 @@ pub struct Summary {
     /// Time since the board was switched on, in nanoseconds.
     pub now: Nanos,
     /// Bytes that left through each device's host port.
-    pub output: BTreeMap<String, u64>,
+    pub output: BTreeMap<Cow<'static, str>, u64>,
     /// Accesses that no device took, by [`IoError`]'s place in [`IoError::ALL`].
     pub faults: [u64; IoError::ALL.len()],
     /// The first end of the VM, if it came to one.

@@ -126,7 +126,7 @@ struct Rig {
 }
 
 fn rig() -> Rig {
-    let spec = BoardSpec { kind: "toys".to_owned(), cpus: 2, ..BoardSpec::default() };
+    let spec = BoardSpec { kind: "toys".into(), cpus: 2, ..BoardSpec::default() };
     let file = Shared::default();
     let recorder = Recorder::new("F".to_owned(), Box::new(file.clone()), &spec);
     let ram = GuestRam::new(spec.memory, Backing::Auto).expect("2 MiB");

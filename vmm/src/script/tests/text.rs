@@ -60,8 +60,8 @@ fn exit() -> impl Strategy<Value = Exit> {
     ]
 }
 
-fn name() -> impl Strategy<Value = String> {
-    prop_oneof!["[a-z0-9.-]{1,8}", any::<String>()]
+fn name() -> impl Strategy<Value = Cow<'static, str>> {
+    prop_oneof!["[a-z0-9.-]{1,8}", any::<String>()].prop_map(Cow::from)
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -163,7 +163,7 @@ const HEAD: &str = "# exitlab script 1\nmachine pc\n";
 
 #[test]
 fn the_largest_bytes_that_an_operation_carries_are_read_back() {
-    let input = |byte| Op::Input { device: "com1".to_owned(), bytes: vec![byte; MAX_BYTES] };
+    let input = |byte| Op::Input { device: "com1".into(), bytes: vec![byte; MAX_BYTES] };
     let ram = Op::Ram { addr: u64::MAX, bytes: vec![0; MAX_BYTES], after: u32::MAX };
     let script = Script::new(BoardSpec::default(), [input(b'a'), input(0), ram]);
     assert_eq!(parse(script.to_string().as_bytes()), Ok(script));
@@ -182,7 +182,7 @@ fn a_script_by_hand() {
                 timer -> stop exit 0x0\n";
     let script = parse(text.as_bytes()).expect("a script");
     let board = BoardSpec {
-        kind: "pc".to_owned(),
+        kind: "pc".into(),
         memory: 4 << 20,
         cpus: 2,
         unix_time: 5,
@@ -190,7 +190,7 @@ fn a_script_by_hand() {
     };
     assert_eq!((&script.board, script.all_effects), (&board, true));
     let out = Access::write(Space::Port, 0x3f8, Size::B1, 0x41);
-    let output = Effect::Output { device: "com1".to_owned(), byte: b'A' };
+    let output = Effect::Output { device: "com1".into(), byte: b'A' };
     assert_eq!(
         script.steps,
         [

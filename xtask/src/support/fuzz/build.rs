@@ -27,9 +27,28 @@ const LIBFUZZER: [&str; 5] = [
     "-Cllvm-args=-sanitizer-coverage-trace-compares",
 ];
 
-/// Puts `fuzz::watch` before libFuzzer where that hears of the counters.
-const WRAP: &str = " --cfg watched -Clink-arg=-Wl,--wrap=__sanitizer_cov_8bit_counters_init \
-                    -Clink-arg=-Wl,--wrap=__sanitizer_cov_pcs_init";
+/// What `fuzz::watch` stands before: where libFuzzer hears of the counters, and of comparisons.
+const WRAPPED: [&str; 11] = [
+    "8bit_counters_init",
+    "pcs_init",
+    "trace_cmp1",
+    "trace_cmp2",
+    "trace_cmp4",
+    "trace_cmp8",
+    "trace_const_cmp1",
+    "trace_const_cmp2",
+    "trace_const_cmp4",
+    "trace_const_cmp8",
+    "trace_switch",
+];
+
+/// What AddressSanitizer is not to look at: who makes and judges inputs. It has no unsafe code, and what
+/// it reads and writes is twice as much as what a chip does.
+const UNCHECKED: [&str; 3] = [
+    "-Cllvm-args=-asan-instrument-reads=0",
+    "-Cllvm-args=-asan-instrument-writes=0",
+    "-Cllvm-args=-asan-instrument-atomics=0",
+];
 
 /// What it looks at: the devices, and what reads bytes. Each counter costs every execution a little, and
 /// what the generators do is not what an input is to be kept for.
@@ -178,16 +197,23 @@ pub fn build(shop: Shop<'_>, flavour: Flavour, program: &str) -> Result<PathBuf,
         command.args(["--features", flavour.features()]);
     }
     if flavour.is_watched() {
-        let flags = LIBFUZZER.map(|flag| format!("{flag:?}")).join(",");
         command.arg("-Zprofile-rustflags");
-        for package in WATCHED {
+        let mut rustflags = |package: &str, flags: &[&str]| {
+            let flags = flags.iter().map(|flag| format!("{flag:?}")).collect::<Vec<_>>().join(",");
             command.arg("--config");
             command.arg(format!("profile.release.package.{package}.rustflags=[{flags}]"));
+        };
+        WATCHED.iter().for_each(|package| rustflags(package, &LIBFUZZER));
+        if flavour == Flavour::Asan {
+            rustflags("fuzz", &UNCHECKED);
         }
     }
     let mut flags = flavour.flags().to_owned();
     if flavour.is_watched() {
-        flags += WRAP;
+        flags += " --cfg watched";
+        for name in WRAPPED {
+            flags += &format!(" -Clink-arg=-Wl,--wrap=__sanitizer_cov_{name}");
+        }
     }
     command.current_dir(shop.root).env("RUSTFLAGS", flags);
     command.env_remove("CARGO_ENCODED_RUSTFLAGS");
