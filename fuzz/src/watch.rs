@@ -1,31 +1,38 @@
-//! What libFuzzer watches: of a chip, the chip.
+//! What libFuzzer watches: of a chip, the chip; of a board, the board.
 //!
 //! The counters of everything that is instrumented lie in one section, and libFuzzer would clear and look
 //! through all of them for each input, and keep inputs for what the board around a chip does. The
 //! linker puts these functions before libFuzzer's (`--wrap`), and they tell it only of the counters
 //! that a target's [sources](crate::targets::Target::sources) have, as if those were modules of their own.
-//!
-//! Nor does it hear there of what a chip compares: its inputs are records that a generator reads, so the
-//! other side of a comparison is hardly ever a number to put into one, and to be told takes a third of the
-//! time.
+//! Nor does it hear of what is compared where inputs are scripts: those are records that a generator reads,
+//! so the other side of a comparison is hardly ever a number to put into one, and to be told takes a third
+//! of the time.
 //!
 //! The calls come from a constructor of the program, before `main`: LLVM's `SanitizerCoverage`, "Inline
 //! 8bit-counters" and "PC-Table".
 
 use std::ops::Range;
 
-use crate::targets::{Subject, Target};
+use crate::targets::Target;
 
-/// How the mangled names of the functions that are watched for this target begin somewhere, or nothing if
-/// everything is: for a board, whose parts all matter, and for readers, whose helpers do.
+/// Where a board's code lies.
+const BOARD: [&str; 4] =
+    ["vmm/src/chips/", "vmm/src/machine/", "vmm/src/bus.rs", "vmm/src/state.rs"];
+
+/// What of mangled names is in those of the functions that are watched for this target, or nothing if
+/// everything is: for readers, whose helpers matter.
 pub fn modules(target: &Target) -> Vec<String> {
-    let is_chip = |source: &&str| source.starts_with("vmm/src/chips/");
-    if !matches!(target.subject, Subject::Board { .. }) || !target.sources.iter().all(is_chip) {
-        return Vec::new();
-    }
-    let modules = target.sources.iter().map(|source| {
+    let lie_in = |places: &[&str]| {
+        target.sources.iter().all(|source| places.iter().any(|place| source.starts_with(place)))
+    };
+    let sources = match () {
+        () if lie_in(&BOARD[..1]) => target.sources,
+        () if lie_in(&BOARD) => &BOARD,
+        () => return Vec::new(),
+    };
+    let modules = sources.iter().map(|source| {
         let path = source.trim_start_matches("vmm/src/").trim_end_matches(".rs");
-        let names = path.split('/').filter(|name| *name != "mod");
+        let names = path.split('/').filter(|name| !["", "mod"].contains(name));
         // Identifiers of the v0 scheme: their length, and themselves.
         ["vmm"].into_iter().chain(names).map(|name| format!("{}{name}", name.len())).collect()
     });
@@ -56,7 +63,7 @@ mod linked {
     use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering::Relaxed};
 
     use super::{modules, runs};
-    use crate::targets;
+    use crate::targets::{self, Subject, Target};
 
     /// An entry of the table: the address of a piece of code, and flags.
     type Entry = [usize; 2];
@@ -125,18 +132,21 @@ mod linked {
         }
     }
 
+    /// The target of this program.
+    fn target() -> Option<&'static Target> {
+        let name = std::env::var("EXITLAB_FUZZ_TARGET").ok();
+        let of_program = || Some(std::env::current_exe().ok()?.file_name()?.to_str()?.to_owned());
+        targets::named(&name.or_else(of_program)?)
+    }
+
     /// Where the functions are that a target has watched, as the file of this program says, and the address
     /// there of the table; nothing if all are.
-    fn functions() -> Option<(Vec<Range<usize>>, usize)> {
-        let path = std::env::current_exe().ok()?;
-        let name = std::env::var("EXITLAB_FUZZ_TARGET").ok();
-        let name = name.or_else(|| Some(path.file_name()?.to_str()?.to_owned()))?;
-        let target = targets::ALL.iter().find(|target| target.name == name)?;
+    fn functions(target: &Target) -> Option<(Vec<Range<usize>>, usize)> {
         let modules = modules(target);
         if modules.is_empty() {
             return None;
         }
-        let file = std::fs::read(&path).ok()?;
+        let file = std::fs::read(std::env::current_exe().ok()?).ok()?;
         let elf = goblin::elf::Elf::parse(&file).ok()?;
         let table = elf
             .section_headers
@@ -176,9 +186,11 @@ mod linked {
         // SAFETY: as the caller says.
         let table = unsafe { std::slice::from_raw_parts(start, stop.offset_from(start) as usize) };
         assert_eq!(table.len(), all.end, "an address for each counter");
-        let watched = match functions() {
+        let target = target();
+        let are_scripts = |target: &Target| matches!(target.subject, Subject::Board { .. });
+        COMPARES.store(!target.is_some_and(are_scripts), Relaxed);
+        let watched = match target.and_then(functions) {
             Some((functions, at)) => {
-                COMPARES.store(false, Relaxed);
                 let loaded = (start as usize).wrapping_sub(at);
                 runs(table.iter().map(|[address, _]| address.wrapping_sub(loaded)), &functions)
             }
@@ -203,11 +215,13 @@ mod tests {
     use crate::targets;
 
     #[test]
-    fn chips_are_watched_alone_and_boards_as_a_whole() {
+    fn chips_are_watched_alone_and_boards_without_readers() {
         let of =
             |name: &str| modules(targets::ALL.iter().find(|t| t.name == name).expect("a target"));
         assert_eq!(of("uart"), ["3vmm5chips4uart"]);
-        for whole in ["board", "pci", "script", "loader"] {
+        let board = ["3vmm5chips", "3vmm7machine", "3vmm3bus", "3vmm5state"];
+        assert_eq!([of("board"), of("pci"), of("snapshot")], [board; 3]);
+        for whole in ["script", "loader", "lab"] {
             assert!(of(whole).is_empty(), "{whole}");
         }
     }
