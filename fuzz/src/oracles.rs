@@ -3,6 +3,8 @@
 //! Each law is asked of a whole script. [`vmm::laws`] asks more of a single device; what is here
 //! is true of devices together, on a bus, through the same code that answers a guest.
 
+mod memory;
+
 use std::any::Any;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -32,8 +34,8 @@ pub enum Law {
     Resets,
     /// No access asks for more actions than there is room for.
     Actions,
-    /// An operation reaches the backplane and the log a bounded number of times, and no device keeps more
-    /// than it has room for.
+    /// An operation reaches memory, the backplane and the log a bounded number of times, and no device keeps
+    /// more than it has room for.
     Bounds,
     /// Once the board's timer has fired, every deadline lies ahead.
     Deadlines,
@@ -273,6 +275,10 @@ pub fn after(
     let (effects, most) = (outcome.effects.len(), most_effects(machine.devices().count()));
     if effects > most {
         return broken(Law::Bounds, format!("`{op}` has {effects} effects, above {most}"));
+    }
+    if !matches!(op, Op::Ram { .. }) {
+        let bounded = |touched: &[_]| memory::bounded(op, effects, touched, player.spec(), machine);
+        player.touched(bounded).or_else(|what| broken(Law::Bounds, what))?;
     }
     // A script has at most one exit an operation, so that is one record each since it began.
     let (records, most) = (player.context().log.count(), at as u64 + 1);

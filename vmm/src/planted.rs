@@ -95,6 +95,7 @@ flaws! {
     VtdTail "vtd-tail-unmasked" "vtd" "The queue's tail keeps bits that it does not have."
     VtdLevels "vtd-levels-unchecked" "vtd" "The depth of a page table is what the guest says."
     VtdCompleted "vtd-completed-kept" "vtd" "A reset leaves a completion told."
+    VtdDwords "vtd-walk-each-dword" "vtd" "The address of each dword of a transfer is translated by itself."
     TestdevEnd "testdev-last-piece" "testdev" "The last bytes of the test device's memory are not saved."
     TestdevLines "testdev-lines-unsaved" "testdev" "Lines from 16 on are no part of the saved state."
     FwCfgSkip "fw-cfg-skip-length" "fw-cfg" "A skip goes as far as the guest says."
