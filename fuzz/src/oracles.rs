@@ -13,7 +13,7 @@ use vmm::chips::pci::edu;
 use vmm::chips::testdev;
 use vmm::device::Actions;
 use vmm::machine::MachineState;
-use vmm::script::replay::{Outcome, Player, Trace};
+use vmm::script::replay::{Outcome, Player, Touch, Trace};
 use vmm::script::{Answer, Op, Script, Step, parse};
 
 use crate::Board;
@@ -276,9 +276,11 @@ pub fn after(
     if effects > most {
         return broken(Law::Bounds, format!("`{op}` has {effects} effects, above {most}"));
     }
-    if !matches!(op, Op::Ram { .. }) {
-        let bounded = |touched: &[_]| memory::bounded(op, effects, touched, player.spec(), machine);
-        player.touched(bounded).or_else(|what| broken(Law::Bounds, what))?;
+    let bounded = player.touched(|touched| {
+        memory::bounded(op, effects, during(op, touched), player.spec(), machine)
+    });
+    if let Err(what) = bounded {
+        return broken(Law::Bounds, what);
     }
     // A script has at most one exit an operation, so that is one record each since it began.
     let (records, most) = (player.context().log.count(), at as u64 + 1);
@@ -292,7 +294,12 @@ pub fn after(
         let now = machine.now();
         return broken(Law::Deadlines, format!("at {now} ns one is still {due} ns"));
     }
-    models.after(at, op, outcome, machine)
+    player.touched(|touched| models.after(at, op, outcome, machine, during(op, touched)))
+}
+
+/// What was done to memory during an operation: nothing by devices, if it changes memory itself.
+fn during<'t>(op: &Op, touched: &'t [Touch]) -> &'t [Touch] {
+    if matches!(op, Op::Ram { .. }) { &[] } else { touched }
 }
 
 /// One script on one board.

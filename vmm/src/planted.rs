@@ -100,6 +100,8 @@ flaws! {
     TestdevLines "testdev-lines-unsaved" "testdev" "Lines from 16 on are no part of the saved state."
     FwCfgSkip "fw-cfg-skip-length" "fw-cfg" "A skip goes as far as the guest says."
     FwCfgByte "fw-cfg-byte-unchecked" "fw-cfg" "The byte after an item's last one is read."
+    FwCfgFill "fw-cfg-fill-beyond" "fw-cfg" "The zeroes of a DMA read go on to the end of a dword."
+    FwCfgWrite "fw-cfg-write-taken" "fw-cfg" "A DMA write is answered as if it were done."
     SynicRoutes "hyperv-routes-empty" "hyperv-testdev" "A processor without routes stays in the table."
     BusSplit "bus-split-same" "board" "An access that is too wide is split into one as wide."
     BusLogged "bus-pieces-logged" "board" "Each piece of an access that is split has a record of its own in the log."

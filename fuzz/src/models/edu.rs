@@ -10,6 +10,7 @@ use vmm::access::{Access, Dir, Size, Space};
 use vmm::device::Nanos;
 use vmm::machine::Machine;
 use vmm::script::Op;
+use vmm::script::replay::Touch;
 
 use super::{Byte, Line, Model, Seen};
 
@@ -49,10 +50,8 @@ pub(super) struct Edu {
     /// Up to the last byte that was ever written.
     buffer: Vec<u8>,
     is_known: bool,
-    /// Memory changes during the next operation.
-    is_racing: bool,
-    /// Memory around a transfer's destination, where it is not to write.
-    around: [Option<(u64, [u8; 16])>; 2],
+    /// Where a transfer goes to in memory: first address, and length.
+    offered: (u64, u64),
 }
 
 impl Edu {
@@ -73,8 +72,7 @@ impl Edu {
             done: 0,
             buffer: Vec::new(),
             is_known: true,
-            is_racing: false,
-            around: [None; 2],
+            offered: (0, 0),
         }
     }
 
@@ -127,19 +125,20 @@ impl Edu {
         self.done = seen.now.saturating_add(BUSY);
         let Some((range, at)) = self.transfer(&self.dma, seen.machine) else { return Ok(()) };
         if self.dma.command & 2 == 0 {
-            self.is_known &= !self.is_racing && !self.has_messages;
+            self.is_known &= !seen.is_racing && !self.has_messages;
             self.buffer.resize(self.buffer.len().max(range.end), 0);
             // It is RAM.
             let _ = seen.machine.ram().peek(at, &mut self.buffer[range]);
             return Ok(());
         }
+        self.offered = (at, range.len() as u64);
         let mut got = [0; 4096];
         let got = &mut got[..range.len()];
         let _ = seen.machine.ram().peek(at, got);
         let inside = |place| self.buffer.get(place).copied().unwrap_or(0);
         let wrong = got.iter().zip(range).position(|(got, place)| *got != inside(place));
         // A message that leaves in the same operation may lie over it.
-        match wrong.filter(|_| self.is_known && !self.is_racing && !self.has_messages) {
+        match wrong.filter(|_| self.is_known && !seen.is_racing && !self.has_messages) {
             Some(byte) => {
                 Err(format!("byte {byte} of the transfer to {at:#x} is {:#x}", got[byte]))
             }
@@ -226,22 +225,9 @@ impl Edu {
 }
 
 impl Model for Edu {
-    fn before(&mut self, op: &Op, machine: &Machine) {
-        self.around = [None; 2];
-        let Some((offset, size, Dir::Write(value))) = self.mine(op, machine) else { return };
-        let Some(dma) = self.with(offset, size, value).filter(|dma| dma.command & 3 == 3) else {
-            return;
-        };
-        let at = dma.destination & 0xfff_ffff;
-        let len = self.transfer(&dma, machine).map_or(0, |(range, _)| range.len() as u64);
-        self.around = [at.wrapping_sub(16), at + len].map(|place| {
-            let mut bytes = [0; 16];
-            machine.ram().peek(place, &mut bytes).ok().map(|()| (place, bytes))
-        });
-    }
-
     fn step(&mut self, seen: &Seen<'_>) -> Result<(), String> {
         self.line.hear(seen.outcome);
+        self.offered = (0, 0);
         if self.dma.command & 1 != 0 && seen.now >= self.done {
             self.dma.command &= !1;
             if self.dma.command & 4 != 0 {
@@ -263,19 +249,8 @@ impl Model for Edu {
                 }
             }
         }
-        // A message is a write to memory, too (PCI 3.0, 6.8), wherever the guest has it go.
-        let is_alone = !self.is_racing && !self.has_messages;
-        for (place, before) in self.around.into_iter().flatten().filter(|_| is_alone) {
-            let mut after = [0; 16];
-            let _ = seen.machine.ram().peek(place, &mut after);
-            if before != after {
-                return Err(format!("memory at {place:#x} is not what it is to write to"));
-            }
-        }
-        match seen.op {
-            Op::Ram { after, .. } => self.is_racing |= *after > 0,
-            Op::Reset => *self = Edu { line: self.line, ..Edu::new() },
-            _ => self.is_racing = false,
+        if *seen.op == Op::Reset {
+            *self = Edu { line: self.line, ..Edu::new() };
         }
         self.line.late &= !seen.is_told();
         let level = match self.causes {
@@ -285,5 +260,11 @@ impl Model for Edu {
             _ => Some(true),
         };
         if called { self.line.must(level) } else { Ok(()) }
+    }
+    fn offers(&self, touch: &Touch) -> bool {
+        let (at, len) = self.offered;
+        let inside = touch.addr >= at && touch.len <= len && touch.addr - at <= len - touch.len;
+        // A message is a write to memory, too (PCI 3.0, 6.8), wherever the guest has it go.
+        inside || self.has_messages
     }
 }
