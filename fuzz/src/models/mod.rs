@@ -12,16 +12,18 @@ mod edu;
 mod fw_cfg;
 mod i8042;
 mod ioapic;
+mod msi;
 mod rtc;
 mod synic;
 #[cfg(test)]
 mod tests;
 mod uart;
+mod vtd;
 
 use vmm::access::{Access, Dir, Space};
 use vmm::device::Nanos;
 use vmm::exit::Exit;
-use vmm::machine::Machine;
+use vmm::machine::{Machine, PciDevice};
 use vmm::script::replay::{Outcome, Touch};
 use vmm::script::{Answer, BoardSpec, Effect, Op};
 
@@ -36,6 +38,8 @@ struct Seen<'a> {
     value: Option<u64>,
     now: Nanos,
     machine: &'a Machine,
+    /// What devices did to memory.
+    touched: &'a [Touch],
     /// Memory changes while devices read it.
     is_racing: bool,
 }
@@ -66,7 +70,7 @@ pub struct Models {
     is_racing: bool,
 }
 
-/// The boards of which no device writes to memory but those that have a model.
+/// The boards but the PC of which no device writes to memory but those that have a model.
 const CLOSED: &[&str] = &[
     "uart",
     "rtc",
@@ -81,7 +85,9 @@ const CLOSED: &[&str] = &[
     "testdev",
     "ioapic",
     "pci-testdev",
-    "pc",
+    "pci-config",
+    "edu",
+    "vtd",
 ];
 
 impl Models {
@@ -98,9 +104,15 @@ impl Models {
             "rtc" => vec![("rtc", Box::new(rtc::Rtc::new(0, true)))],
             "i8042" => vec![("i8042", Box::new(i8042::I8042::new(true)))],
             "acpi-pm" => vec![("acpi-pm", Box::new(acpi_pm::AcpiPm::new(true)))],
-            "ioapic" => vec![("ioapic", Box::new(ioapic::IoApic::new()))],
-            "edu" => vec![("edu", Box::new(edu::Edu::new()))],
+            "ioapic" => vec![("ioapic", Box::new(ioapic::IoApic::new(true)))],
+            "edu" => vec![("edu", Box::new(edu::Edu::new(3, 11, true, None)))],
+            "pci-config" => vec![("edu", Box::new(edu::Edu::new(4, 10, true, None)))],
             "fw-cfg" => vec![("fw-cfg", Box::new(fw_cfg::FwCfg::new(spec)))],
+            "vtd" => {
+                let unit = vtd::Unit::new(vtd::Vtd::new(true).into());
+                let edu = edu::Edu::new(3, 11, true, Some(unit.clone()));
+                vec![("intel-iommu", Box::new(unit)), ("edu", Box::new(edu))]
+            }
             // Others drive lines there, too.
             "pc" => vec![
                 ("com1", Box::new(uart::Uart::new(false))),
@@ -111,12 +123,37 @@ impl Models {
             ],
             _ => Vec::new(),
         };
-        let writes = CLOSED.contains(&&spec.kind[..]) && !(spec.kind == "pc" && spec.pci.is_some());
+        let is_whole = spec.kind == "pc" && Models::add_pci(spec, &mut models);
+        let writes = is_whole || CLOSED.contains(&&spec.kind[..]);
         if writes {
             // Every board answers Hyper-V's calls.
             models.push(("synic", Box::<synic::Synic>::default()));
         }
         Models { models, writes, is_racing: false }
+    }
+
+    /// What a PC may have beside its fixed chips. False if something there has no model.
+    fn add_pci(spec: &BoardSpec, models: &mut Vec<(&'static str, Box<dyn Model>)>) -> bool {
+        let iommu = spec.iommu.filter(|_| spec.pci.is_some());
+        // What the I/O APIC sends and waits for is then what tables in memory make of it.
+        let is_remapped = spec.ioapic && iommu.is_some_and(|iommu| iommu.interrupts);
+        if spec.ioapic && !is_remapped {
+            models.push(("ioapic", Box::new(ioapic::IoApic::new(false))));
+        }
+        if is_remapped {
+            return false;
+        }
+        let unit = iommu.map(|iommu| vtd::Unit::new(vtd::Vtd::new(iommu.interrupts).into()));
+        if let Some(unit) = &unit {
+            models.push(("intel-iommu", Box::new(unit.clone())));
+        }
+        let devices = spec.pci.iter().flatten();
+        if let Some((slot, _)) = (3..).zip(devices).find(|(_, device)| **device == PciDevice::Edu) {
+            // A slot's pin is routed by its number.
+            let gsi = [10, 10, 11, 11][slot % 4];
+            models.push(("edu", Box::new(edu::Edu::new(slot as u64, gsi, false, unit))));
+        }
+        true
     }
 
     /// An operation is about to be done.
@@ -145,7 +182,7 @@ impl Models {
             _ => None,
         };
         let (access, now, is_racing) = (access(op), machine.now(), self.is_racing);
-        let seen = Seen { op, outcome, access, value, now, machine, is_racing };
+        let seen = Seen { op, outcome, access, value, now, machine, touched, is_racing };
         self.is_racing = match op {
             Op::Ram { after, .. } => is_racing || *after > 0,
             _ => false,

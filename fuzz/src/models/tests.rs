@@ -1,5 +1,7 @@
 //! Models by themselves, on sequences that the specifications describe.
 
+mod vtd;
+
 use vmm::access::{Access, Size, Space};
 use vmm::device::{Nanos, SECOND};
 use vmm::exit::Exit;
@@ -307,7 +309,7 @@ fn an_entry_of_an_io_apic() {
 fn an_edu_device() {
     let mut b = Bench::new("edu");
     // Where firmware would put it, and a bus master.
-    let mut placed = edu::Edu::new();
+    let mut placed = edu::Edu::new(3, 11, true, None);
     (placed.base, placed.is_placed, placed.command) = (Some(0xe000_0000), true, 6);
     b.models.models[0].1 = Box::new(placed);
     let write = |b: &mut Bench, offset, value, effects: &[Effect]| {
