@@ -3,6 +3,8 @@
 //! Each law is asked of a whole script. [`vmm::laws`] asks more of a single device; what is here
 //! is true of devices together, on a bus, through the same code that answers a guest.
 
+mod memory;
+
 use std::any::Any;
 use std::borrow::Cow;
 use std::fmt;
@@ -12,7 +14,7 @@ use vmm::chips::pci::edu;
 use vmm::chips::testdev;
 use vmm::device::Actions;
 use vmm::machine::MachineState;
-use vmm::script::replay::{Outcome, Player, Trace};
+use vmm::script::replay::{Outcome, Player, Touch, Trace};
 use vmm::script::{Answer, Op, Script, Step, parse};
 
 use crate::Board;
@@ -33,8 +35,8 @@ pub enum Law {
     Resets,
     /// No access asks for more actions than there is room for.
     Actions,
-    /// An operation reaches the backplane and the log a bounded number of times, and no device keeps more
-    /// than it has room for.
+    /// An operation reaches memory, the backplane and the log a bounded number of times, and no device keeps
+    /// more than it has room for.
     Bounds,
     /// Once the board's timer has fired, every deadline lies ahead.
     Deadlines,
@@ -275,6 +277,12 @@ pub fn after(
     if effects > most {
         return broken(Law::Bounds, format!("`{op}` has {effects} effects, above {most}"));
     }
+    let bounded = player.touched(|touched| {
+        memory::bounded(op, effects, during(op, touched), player.spec(), machine)
+    });
+    if let Err(what) = bounded {
+        return broken(Law::Bounds, what);
+    }
     // A script has at most one exit an operation, so that is one record each since it began.
     let (records, most) = (player.context().log.count(), at as u64 + 1);
     if records > most {
@@ -287,7 +295,12 @@ pub fn after(
         let now = machine.now();
         return broken(Law::Deadlines, format!("at {now} ns one is still {due} ns"));
     }
-    models.after(at, op, outcome, machine)
+    player.touched(|touched| models.after(at, op, outcome, machine, during(op, touched)))
+}
+
+/// What was done to memory during an operation: nothing by devices, if it changes memory itself.
+fn during<'t>(op: &Op, touched: &'t [Touch]) -> &'t [Touch] {
+    if matches!(op, Op::Ram { .. }) { &[] } else { touched }
 }
 
 /// One script on one board.

@@ -233,7 +233,7 @@ pub(super) fn survives(player: &Player<'_>, outcome: &Outcome) -> Result<(), Why
     if outcome.effects.iter().any(unmasked) {
         return Err(Why::Interrupt);
     }
-    match player.touched().iter().all(|&(addr, len)| is_ours(addr, len)) {
+    match player.touched(|all| all.iter().all(|touch| is_ours(touch.addr, touch.len))) {
         true => Ok(()),
         false => Err(Why::Elsewhere),
     }

@@ -1,24 +1,31 @@
 //! The edu device, after QEMU's description of it (docs/specs/edu.rst), behind a PCI function's command
-//! register (PCI Local Bus Specification 3.0, 6.2.2).
+//! register (PCI Local Bus Specification 3.0, 6.2.2) and, where there is one, behind an IOMMU.
 //!
 //! What is the board's own: a factorial is there at once; the data of a transfer moves when it is started,
-//! all of it or nothing, and its registers are locked for 0.1 ms.
-//!
-//! What is not predicted: whether a function that may send messages drives its line.
+//! all of it or nothing (behind an IOMMU page by page, up to one that is refused or no memory), and its
+//! registers are locked for 0.1 ms. Where base addresses overlap, what is on a fixed place answers, and then the
+//! function in the lowest slot.
+
+mod dma;
+
+use std::ops::Range;
 
 use vmm::access::{Access, Dir, Size, Space};
 use vmm::device::Nanos;
 use vmm::machine::Machine;
 use vmm::script::Op;
+use vmm::script::replay::Touch;
 
+use super::msi::Msi;
+use super::vtd::Unit;
 use super::{Byte, Line, Model, Seen};
+use dma::Transfer;
 
-/// Its number on the bus of its board, and the GSI that its pin is routed to.
-const SLOT: u64 = 3;
-const GSI: u32 = 11;
 /// The engine's buffer, as it sees it.
 const BUFFER: u64 = 0x4_0000;
 const BUSY: Nanos = 100_000;
+/// Of its base address register.
+const LEN: u64 = 1 << 20;
 
 /// What the DMA registers hold.
 #[derive(Clone, Copy, Debug, Default)]
@@ -29,17 +36,30 @@ struct Dma {
     command: u64,
 }
 
+/// What an access has to do with it.
+enum Met {
+    /// A register, by offset.
+    Register(u64, Size, Dir),
+    /// It reaches into its registers.
+    Edge,
+}
+
 pub(super) struct Edu {
+    /// Its number on the bus, and as a requester.
+    slot: u64,
     line: Line,
-    /// Where it is; asked again when that may have changed.
+    unit: Option<Unit>,
+    /// Where it is, and what lies before it there; asked again when that may have changed.
     pub(super) base: Option<u64>,
     pub(super) is_placed: bool,
+    before: Vec<Range<u64>>,
     /// The configuration address, and the command register.
     address: u64,
     pub(super) command: u8,
     intx_disabled: bool,
-    /// Capabilities were written: messages may have been switched on.
-    has_messages: bool,
+    msi: Msi,
+    /// Those that leave in this operation.
+    messages: [Option<(u64, u32)>; 2],
     alive: u32,
     factorial: u32,
     status: u32,
@@ -49,22 +69,29 @@ pub(super) struct Edu {
     /// Up to the last byte that was ever written.
     buffer: Vec<u8>,
     is_known: bool,
-    /// Memory changes during the next operation.
-    is_racing: bool,
-    /// Memory around a transfer's destination, where it is not to write.
-    around: [Option<(u64, [u8; 16])>; 2],
+    /// Where it goes is left open, and what came of it.
+    is_lost: bool,
+    transfer: Option<Transfer>,
+    /// Where it may write to memory: first address, and length; anywhere, if that is left open.
+    offered: [(u64, u64); 4],
+    is_open: bool,
 }
 
 impl Edu {
-    pub(super) fn new() -> Edu {
+    /// The one in a slot, whose pin is routed to a GSI that nobody else drives if it is `alone`.
+    pub(super) fn new(slot: u64, gsi: u32, alone: bool, unit: Option<Unit>) -> Edu {
         Edu {
-            line: Line::new(GSI, true),
+            slot,
+            line: Line::new(gsi, alone),
+            unit,
             base: None,
             is_placed: false,
+            before: Vec::new(),
             address: 0,
             command: 0,
             intx_disabled: false,
-            has_messages: false,
+            msi: Msi::default(),
+            messages: [None; 2],
             alive: 0,
             factorial: 0,
             status: 0,
@@ -73,22 +100,61 @@ impl Edu {
             done: 0,
             buffer: Vec::new(),
             is_known: true,
-            is_racing: false,
-            around: [None; 2],
+            is_lost: false,
+            transfer: None,
+            offered: [(0, 0); 4],
+            is_open: false,
         }
     }
 
-    /// An access to it, by offset.
-    fn mine(&mut self, op: &Op, machine: &Machine) -> Option<(u64, Size, Dir)> {
-        let Op::Exit { exit: vmm::exit::Exit::Io(access), .. } = op else { return None };
-        let Access { space: Space::Mmio, addr, size, dir } = *access else { return None };
-        if !self.is_placed {
-            let mappings = machine.pci_mappings();
-            self.base = mappings.iter().find(|m| m.region.name == "edu").map(|m| m.base);
-            self.is_placed = true;
+    /// As a requester: bus 0, device, function 0.
+    fn requester(&self) -> u16 {
+        (self.slot << 3) as u16
+    }
+
+    fn place(&mut self, machine: &Machine) {
+        self.is_placed = true;
+        self.before.clear();
+        self.base = None;
+        let fixed = machine.bus().mappings().copied();
+        for mapping in fixed.chain(machine.pci_mappings()) {
+            match mapping.region.space {
+                Space::Mmio if mapping.region.name == "edu" => {
+                    self.base = Some(mapping.base);
+                    return;
+                }
+                Space::Mmio => self.before.push(mapping.base..mapping.base + mapping.region.len),
+                Space::Port => {}
+            }
         }
-        let offset = addr.wrapping_sub(self.base?);
-        (offset < 1 << 20).then_some((offset, size, dir))
+    }
+
+    /// What an operation has to do with its registers.
+    fn met(&mut self, op: &Op, machine: &Machine) -> Option<Met> {
+        let Access { space: Space::Mmio, addr, size, dir } = super::access(op)? else {
+            return None;
+        };
+        if !self.is_placed {
+            self.place(machine);
+        }
+        let base = self.base?;
+        let (offset, left) = (addr.wrapping_sub(base), base.wrapping_sub(addr));
+        if offset >= LEN && left >= size.bytes() {
+            return None;
+        }
+        let meets = |place: &&Range<u64>| {
+            addr.wrapping_sub(place.start) < place.end - place.start
+                || place.start.wrapping_sub(addr) < size.bytes()
+        };
+        match self.before.iter().find(meets) {
+            Some(place) if place.contains(&addr) && place.end - addr >= size.bytes() => None,
+            Some(_) => {
+                self.is_lost = true;
+                None
+            }
+            None if offset >= LEN || LEN - offset < size.bytes() => Some(Met::Edge),
+            None => Some(Met::Register(offset, size, dir)),
+        }
     }
 
     /// What a DMA register is after a write of a half or of the whole.
@@ -110,40 +176,29 @@ impl Edu {
         Some(dma)
     }
 
-    /// A transfer: the part of the buffer, and the place in memory, of 28 bits. None if it moves nothing.
-    fn transfer(&self, dma: &Dma, machine: &Machine) -> Option<(std::ops::Range<usize>, u64)> {
-        let (inside, outside) = match dma.command & 2 {
-            0 => (dma.destination, dma.source),
-            _ => (dma.source, dma.destination),
-        };
-        let outside = outside & 0xfff_ffff;
-        let start = inside.checked_sub(BUFFER)?;
-        let end = start.checked_add(dma.count).filter(|&end| end <= 4096)?;
-        let moves = self.command & 4 != 0 && machine.ram().contains(outside, dma.count);
-        moves.then_some((start as usize..end as usize, outside))
+    /// Causes of an interrupt, which goes by message if the guest wants that.
+    fn raise(&mut self, causes: u32) {
+        self.causes |= causes;
+        if self.causes != 0 {
+            self.msi.request();
+            self.send();
+        }
     }
 
-    fn start(&mut self, seen: &Seen<'_>) -> Result<(), String> {
-        self.done = seen.now.saturating_add(BUSY);
-        let Some((range, at)) = self.transfer(&self.dma, seen.machine) else { return Ok(()) };
-        if self.dma.command & 2 == 0 {
-            self.is_known &= !self.is_racing && !self.has_messages;
-            self.buffer.resize(self.buffer.len().max(range.end), 0);
-            // It is RAM.
-            let _ = seen.machine.ram().peek(at, &mut self.buffer[range]);
-            return Ok(());
+    fn send(&mut self) {
+        if let Some(message) = self.msi.take(self.command & 4 != 0) {
+            let place = usize::from(self.messages[0].is_some());
+            self.messages[place] = Some(message);
         }
-        let mut got = [0; 4096];
-        let got = &mut got[..range.len()];
-        let _ = seen.machine.ram().peek(at, got);
-        let inside = |place| self.buffer.get(place).copied().unwrap_or(0);
-        let wrong = got.iter().zip(range).position(|(got, place)| *got != inside(place));
-        // A message that leaves in the same operation may lie over it.
-        match wrong.filter(|_| self.is_known && !self.is_racing && !self.has_messages) {
-            Some(byte) => {
-                Err(format!("byte {byte} of the transfer to {at:#x} is {:#x}", got[byte]))
+    }
+
+    /// It is called: a transfer that is over ends.
+    fn called(&mut self, now: Nanos) {
+        if self.dma.command & 1 != 0 && now >= self.done {
+            self.dma.command &= !1;
+            if self.dma.command & 4 != 0 {
+                self.raise(0x100);
             }
-            None => Ok(()),
         }
     }
 
@@ -181,10 +236,12 @@ impl Edu {
             (8, Size::B4) => {
                 // Of 32 bits, and so 0 from 34 on.
                 self.factorial = (1..=word.min(34)).fold(1, u32::wrapping_mul);
-                self.causes |= self.status >> 7 & 1;
+                if self.status & 0x80 != 0 {
+                    self.raise(1);
+                }
             }
             (0x20, Size::B4) => self.status = word & 0x80,
-            (0x60, Size::B4) => self.causes |= word,
+            (0x60, Size::B4) => self.raise(word),
             (0x64, Size::B4) => self.causes &= !word,
             _ => {
                 let free = self.dma.command & 1 == 0;
@@ -199,6 +256,24 @@ impl Edu {
         Ok(())
     }
 
+    fn register(&mut self, seen: &Seen<'_>, met: Met) -> Result<(), String> {
+        match met {
+            _ if self.is_lost => {}
+            Met::Register(offset, size, Dir::Write(value)) => {
+                self.write(offset, size, value, seen)?;
+            }
+            Met::Register(offset, size, Dir::Read) => {
+                if let (Some(is), Some(got)) = (self.read(offset, size), seen.value)
+                    && is != got
+                {
+                    return Err(format!("register {offset:#x} is {is:#x}, not {got:#x}"));
+                }
+            }
+            Met::Edge => {}
+        }
+        Ok(())
+    }
+
     /// Configuration mechanism 1: the address register takes dwords, the data register anything.
     fn configure(&mut self, seen: &Seen<'_>) -> bool {
         if let Some(Access { space: Space::Port, addr: 0xcf8, size: Size::B4, dir }) = seen.access
@@ -208,18 +283,23 @@ impl Edu {
         }
         let mut called = false;
         for (port, byte) in seen.bytes(0xcfc, 4) {
-            let selected = self.address & 0x80ff_ff00 == 1 << 31 | SLOT << 11;
+            // A function that lies over it may move, too.
+            self.is_placed = false;
+            let selected = self.address & 0x80ff_ff00 == 1 << 31 | self.slot << 11;
             if !selected {
                 continue;
             }
+            if !called {
+                self.called(seen.now);
+            }
             called = true;
-            self.is_placed = false;
             match (self.address & 0xfc | port, byte) {
                 (4, Byte::Write(value)) => self.command = value,
                 (5, Byte::Write(value)) => self.intx_disabled = value & 4 != 0,
-                (0x40.., Byte::Write(_)) => self.has_messages = true,
+                (offset, Byte::Write(value)) => self.msi.write(offset as u32, value),
                 _ => {}
             }
+            self.send();
         }
         called
     }
@@ -227,63 +307,51 @@ impl Edu {
 
 impl Model for Edu {
     fn before(&mut self, op: &Op, machine: &Machine) {
-        self.around = [None; 2];
-        let Some((offset, size, Dir::Write(value))) = self.mine(op, machine) else { return };
-        let Some(dma) = self.with(offset, size, value).filter(|dma| dma.command & 3 == 3) else {
+        self.transfer = None;
+        let Some(Met::Register(offset, size, Dir::Write(value))) = self.met(op, machine) else {
             return;
         };
-        let at = dma.destination & 0xfff_ffff;
-        let len = self.transfer(&dma, machine).map_or(0, |(range, _)| range.len() as u64);
-        self.around = [at.wrapping_sub(16), at + len].map(|place| {
-            let mut bytes = [0; 16];
-            machine.ram().peek(place, &mut bytes).ok().map(|()| (place, bytes))
-        });
+        let is_free = self.dma.command & 1 == 0 || machine.now() >= self.done;
+        let starts = |dma: &Dma| is_free && dma.command & 1 != 0 && offset & !4 == 0x98;
+        let dma = self.with(offset, size, value).filter(starts);
+        self.transfer = dma.and_then(|dma| self.planned(&dma, machine));
     }
 
     fn step(&mut self, seen: &Seen<'_>) -> Result<(), String> {
         self.line.hear(seen.outcome);
-        if self.dma.command & 1 != 0 && seen.now >= self.done {
-            self.dma.command &= !1;
-            if self.dma.command & 4 != 0 {
-                self.causes |= 0x100;
-                self.line.late = true;
+        (self.offered, self.is_open, self.messages) = ([(0, 0); 4], false, [None; 2]);
+        let mut called = self.configure(seen);
+        match self.met(seen.op, seen.machine) {
+            _ if seen.is_told() => {
+                self.called(seen.now);
+                called = true;
+            }
+            None => {}
+            Some(met) => {
+                self.called(seen.now);
+                called = true;
+                self.register(seen, met)?;
             }
         }
-        let mut called = self.configure(seen) || seen.is_told();
-        if let Some((offset, size, dir)) = self.mine(seen.op, seen.machine) {
-            called = true;
-            match dir {
-                Dir::Write(value) => self.write(offset, size, value, seen)?,
-                Dir::Read => {
-                    if let (Some(is), Some(got)) = (self.read(offset, size), seen.value)
-                        && is != got
-                    {
-                        return Err(format!("register {offset:#x} is {is:#x}, not {got:#x}"));
-                    }
-                }
-            }
+        if *seen.op == Op::Reset {
+            let (line, unit, messages) = (self.line, self.unit.take(), self.messages);
+            let is_lost = false;
+            let new = Edu::new(self.slot, line.gsi, line.alone, unit);
+            *self = Edu { line, messages, is_lost, ..new };
         }
-        // A message is a write to memory, too (PCI 3.0, 6.8), wherever the guest has it go.
-        let is_alone = !self.is_racing && !self.has_messages;
-        for (place, before) in self.around.into_iter().flatten().filter(|_| is_alone) {
-            let mut after = [0; 16];
-            let _ = seen.machine.ram().peek(place, &mut after);
-            if before != after {
-                return Err(format!("memory at {place:#x} is not what it is to write to"));
-            }
+        if self.is_lost {
+            self.lose();
+            return Ok(());
         }
-        match seen.op {
-            Op::Ram { after, .. } => self.is_racing |= *after > 0,
-            Op::Reset => *self = Edu { line: self.line, ..Edu::new() },
-            _ => self.is_racing = false,
-        }
-        self.line.late &= !seen.is_told();
-        let level = match self.causes {
-            0 => Some(false),
-            _ if self.intx_disabled => Some(false),
-            _ if self.has_messages => None,
-            _ => Some(true),
+        self.arrive(seen)?;
+        let level = self.causes != 0 && !self.intx_disabled && !self.msi.is_enabled;
+        if called { self.line.must(Some(level)) } else { Ok(()) }
+    }
+
+    fn offers(&self, touch: &Touch) -> bool {
+        let inside = |&(at, len): &(u64, u64)| {
+            touch.addr >= at && touch.len <= len && touch.addr - at <= len - touch.len
         };
-        if called { self.line.must(level) } else { Ok(()) }
+        self.is_open || self.offered.iter().any(inside)
     }
 }

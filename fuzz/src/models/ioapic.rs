@@ -25,6 +25,8 @@ pub(super) struct IoApic {
     entries: [u64; 24],
     /// Which lines are asserted.
     lines: u32,
+    /// Nobody else sends messages.
+    alone: bool,
 }
 
 /// What was sent during an operation, as far as it was not looked at.
@@ -38,8 +40,8 @@ impl Sent<'_> {
 }
 
 impl IoApic {
-    pub(super) fn new() -> IoApic {
-        IoApic { select: 0, id: 0, entries: [MASKED; 24], lines: 0 }
+    pub(super) fn new(alone: bool) -> IoApic {
+        IoApic { select: 0, id: 0, entries: [MASKED; 24], lines: 0, alone }
     }
 
     /// The message of an entry was sent next.
@@ -160,7 +162,7 @@ impl Model for IoApic {
                 }
             }
             // The lines are what drives them.
-            Op::Reset => *self = IoApic { lines: self.lines, ..IoApic::new() },
+            Op::Reset => *self = IoApic { lines: self.lines, ..IoApic::new(self.alone) },
             _ => {}
         }
         while let Some(effect) = sent.next() {
@@ -168,7 +170,7 @@ impl Model for IoApic {
                 Effect::Line { gsi, level } if gsi < 24 => {
                     self.line(gsi as usize, level, &mut sent)?;
                 }
-                Effect::Message { address, data } => {
+                Effect::Message { address, data } if self.alone => {
                     return Err(format!("it sends {data:#x} to {address:#x}, and is not to"));
                 }
                 _ => {}

@@ -9,18 +9,22 @@
 
 mod acpi_pm;
 mod edu;
+mod fw_cfg;
 mod i8042;
 mod ioapic;
+mod msi;
 mod rtc;
+mod synic;
 #[cfg(test)]
 mod tests;
 mod uart;
+mod vtd;
 
 use vmm::access::{Access, Dir, Space};
 use vmm::device::Nanos;
 use vmm::exit::Exit;
-use vmm::machine::Machine;
-use vmm::script::replay::Outcome;
+use vmm::machine::{Machine, PciDevice};
+use vmm::script::replay::{Outcome, Touch};
 use vmm::script::{Answer, BoardSpec, Effect, Op};
 
 use crate::oracles::{Law, Violation};
@@ -34,6 +38,10 @@ struct Seen<'a> {
     value: Option<u64>,
     now: Nanos,
     machine: &'a Machine,
+    /// What devices did to memory.
+    touched: &'a [Touch],
+    /// Memory changes while devices read it.
+    is_racing: bool,
 }
 
 /// What a device is to do.
@@ -45,44 +53,116 @@ trait Model {
 
     /// Whether that is what the device is to do, as far as the model knows; if not, what is.
     fn step(&mut self, seen: &Seen<'_>) -> Result<(), String>;
+
+    /// Whether the guest offered this memory for the device to write, in the operation that was done.
+    fn offers(&self, touch: &Touch) -> bool {
+        let _ = touch;
+        false
+    }
 }
 
 /// The models of a board's devices.
-pub struct Models(Vec<(&'static str, Box<dyn Model>)>);
+pub struct Models {
+    models: Vec<(&'static str, Box<dyn Model>)>,
+    /// Every device that writes to memory has its model, so no other write may be.
+    writes: bool,
+    /// Memory changes during the next operation.
+    is_racing: bool,
+}
+
+/// The boards but the PC of which no device writes to memory but those that have a model.
+const CLOSED: &[&str] = &[
+    "uart",
+    "rtc",
+    "i8042",
+    "acpi-pm",
+    "fw-cfg",
+    "post",
+    "resets",
+    "exit",
+    "shutdown",
+    "hyperv-testdev",
+    "testdev",
+    "ioapic",
+    "pci-testdev",
+    "pci-config",
+    "edu",
+    "vtd",
+];
 
 impl Models {
     /// Of no device: nothing is asked.
     pub const fn none() -> Models {
-        Models(Vec::new())
+        Models { models: Vec::new(), writes: false, is_racing: false }
     }
 
     /// Those that there are for the devices of this board, which was just switched on.
     pub fn of(spec: &BoardSpec) -> Models {
         let time = spec.unix_time;
-        Models(match &spec.kind[..] {
+        let mut models: Vec<(_, Box<dyn Model>)> = match &spec.kind[..] {
             "uart" => vec![("com1", Box::new(uart::Uart::new(true)))],
             "rtc" => vec![("rtc", Box::new(rtc::Rtc::new(0, true)))],
             "i8042" => vec![("i8042", Box::new(i8042::I8042::new(true)))],
             "acpi-pm" => vec![("acpi-pm", Box::new(acpi_pm::AcpiPm::new(true)))],
-            "ioapic" => vec![("ioapic", Box::new(ioapic::IoApic::new()))],
-            "edu" => vec![("edu", Box::new(edu::Edu::new()))],
+            "ioapic" => vec![("ioapic", Box::new(ioapic::IoApic::new(true)))],
+            "edu" => vec![("edu", Box::new(edu::Edu::new(3, 11, true, None)))],
+            "pci-config" => vec![("edu", Box::new(edu::Edu::new(4, 10, true, None)))],
+            "fw-cfg" => vec![("fw-cfg", Box::new(fw_cfg::FwCfg::new(spec)))],
+            "vtd" => {
+                let unit = vtd::Unit::new(vtd::Vtd::new(true).into());
+                let edu = edu::Edu::new(3, 11, true, Some(unit.clone()));
+                vec![("intel-iommu", Box::new(unit)), ("edu", Box::new(edu))]
+            }
             // Others drive lines there, too.
             "pc" => vec![
                 ("com1", Box::new(uart::Uart::new(false))),
                 ("rtc", Box::new(rtc::Rtc::new(time, false))),
                 ("i8042", Box::new(i8042::I8042::new(false))),
                 ("acpi-pm", Box::new(acpi_pm::AcpiPm::new(false))),
+                ("fw-cfg", Box::new(fw_cfg::FwCfg::new(spec))),
             ],
             _ => Vec::new(),
-        })
+        };
+        let is_whole = spec.kind == "pc" && Models::add_pci(spec, &mut models);
+        let writes = is_whole || CLOSED.contains(&&spec.kind[..]);
+        if writes {
+            // Every board answers Hyper-V's calls.
+            models.push(("synic", Box::<synic::Synic>::default()));
+        }
+        Models { models, writes, is_racing: false }
+    }
+
+    /// What a PC may have beside its fixed chips. False if something there has no model.
+    fn add_pci(spec: &BoardSpec, models: &mut Vec<(&'static str, Box<dyn Model>)>) -> bool {
+        let iommu = spec.iommu.filter(|_| spec.pci.is_some());
+        // What the I/O APIC sends and waits for is then what tables in memory make of it.
+        let is_remapped = spec.ioapic && iommu.is_some_and(|iommu| iommu.interrupts);
+        if spec.ioapic && !is_remapped {
+            models.push(("ioapic", Box::new(ioapic::IoApic::new(false))));
+        }
+        if is_remapped {
+            return false;
+        }
+        let unit = iommu.map(|iommu| vtd::Unit::new(vtd::Vtd::new(iommu.interrupts).into()));
+        if let Some(unit) = &unit {
+            models.push(("intel-iommu", Box::new(unit.clone())));
+        }
+        let devices = spec.pci.iter().flatten();
+        if let Some((slot, _)) = (3..).zip(devices).find(|(_, device)| **device == PciDevice::Edu) {
+            // A slot's pin is routed by its number.
+            let gsi = [10, 10, 11, 11][slot % 4];
+            models.push(("edu", Box::new(edu::Edu::new(slot as u64, gsi, false, unit))));
+        }
+        true
     }
 
     /// An operation is about to be done.
     pub fn before(&mut self, op: &Op, machine: &Machine) {
-        self.0.iter_mut().for_each(|(_, model)| model.before(op, machine));
+        self.models.iter_mut().for_each(|(_, model)| model.before(op, machine));
     }
 
-    /// What came of operation `at` (the first is 0), held against what the models say.
+    /// What came of operation `at` (the first is 0), held against what the models say; `touched` is what
+    /// devices did to memory.
     ///
     /// # Errors
     /// When a device does something else.
@@ -92,26 +172,42 @@ impl Models {
         op: &Op,
         outcome: &Outcome,
         machine: &Machine,
+        touched: &[Touch],
     ) -> Result<(), Violation> {
-        if self.0.is_empty() {
+        if self.models.is_empty() {
             return Ok(());
         }
-        let access = match op {
-            Op::Exit { exit: Exit::Io(access), .. } => Some(*access),
-            _ => None,
-        };
         let value = match outcome.answer {
             Answer::Value(value) => Some(value),
             _ => None,
         };
-        let seen = Seen { op, outcome, access, value, now: machine.now(), machine };
-        self.0.iter_mut().try_for_each(|(name, model)| {
-            model.step(&seen).map_err(|what| Violation {
-                law: Law::Model,
-                step: Some(at + 1),
-                what: format!("device `{name}` at `{op}`: {what}"),
-            })
-        })
+        let (access, now, is_racing) = (access(op), machine.now(), self.is_racing);
+        let seen = Seen { op, outcome, access, value, now, machine, touched, is_racing };
+        self.is_racing = match op {
+            Op::Ram { after, .. } => is_racing || *after > 0,
+            _ => false,
+        };
+        let broken = |what| Violation { law: Law::Model, step: Some(at + 1), what };
+        self.models.iter_mut().try_for_each(|(name, model)| {
+            let wrong = |what| broken(format!("device `{name}` at `{op}`: {what}"));
+            model.step(&seen).map_err(wrong)
+        })?;
+        let offered = |touch: &&Touch| self.models.iter().any(|(_, model)| model.offers(touch));
+        let mut writes = touched.iter().filter(|touch| touch.is_write && self.writes);
+        match writes.find(|touch| !offered(touch)) {
+            Some(Touch { addr, len, .. }) => Err(broken(format!(
+                "`{op}` has {len} bytes written at {addr:#x}, which the guest offered to no device"
+            ))),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The access that an operation is.
+fn access(op: &Op) -> Option<Access> {
+    match op {
+        Op::Exit { exit: Exit::Io(access), .. } => Some(*access),
+        _ => None,
     }
 }
 

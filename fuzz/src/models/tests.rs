@@ -1,11 +1,13 @@
 //! Models by themselves, on sequences that the specifications describe.
 
+mod vtd;
+
 use vmm::access::{Access, Size, Space};
 use vmm::device::{Nanos, SECOND};
 use vmm::exit::Exit;
 use vmm::machine::{Machine, ManualClock, Nowhere};
 use vmm::ram::{Backing, GuestRam, MIN_SIZE};
-use vmm::script::replay::Outcome;
+use vmm::script::replay::{Outcome, Touch};
 use vmm::script::{Answer, BoardSpec, Effect, Op};
 
 use super::{Models, edu};
@@ -27,9 +29,22 @@ impl Bench {
     }
 
     fn does(&mut self, op: Op, answer: Answer, effects: &[Effect]) -> Result<(), String> {
+        self.does_to(op, (answer, effects), &[], |_| {})
+    }
+
+    /// The same, with what it does to memory, and what devices are heard to write.
+    fn does_to(
+        &mut self,
+        op: Op,
+        (answer, effects): (Answer, &[Effect]),
+        touched: &[Touch],
+        change: impl FnOnce(&GuestRam),
+    ) -> Result<(), String> {
         let outcome = Outcome { answer, effects: effects.to_vec() };
         self.models.before(&op, &self.machine);
-        self.models.after(0, &op, &outcome, &self.machine).map_err(|v| v.what)
+        change(self.machine.ram());
+        let after = self.models.after(0, &op, &outcome, &self.machine, touched);
+        after.map_err(|v| v.what)
     }
 
     /// Whether a read may give this.
@@ -294,9 +309,9 @@ fn an_entry_of_an_io_apic() {
 fn an_edu_device() {
     let mut b = Bench::new("edu");
     // Where firmware would put it, and a bus master.
-    let mut placed = edu::Edu::new();
+    let mut placed = edu::Edu::new(3, 11, true, None);
     (placed.base, placed.is_placed, placed.command) = (Some(0xe000_0000), true, 6);
-    b.models = Models(vec![("edu", Box::new(placed))]);
+    b.models.models[0].1 = Box::new(placed);
     let write = |b: &mut Bench, offset, value, effects: &[Effect]| {
         let access = Access::write(Space::Mmio, 0xe000_0000u64 + offset, Size::B4, value);
         b.does(Op::io(access), Answer::Ok, effects)
@@ -333,4 +348,68 @@ fn an_edu_device() {
     transfer(&mut b, 0x4_0010, 0x2000, 3).expect("what was put there");
     let busy = Op::io(Access::read(Space::Mmio, 0xe000_0098, Size::B8));
     b.does(busy, Answer::Value(3), &[]).expect("it takes a while");
+}
+
+/// docs/specs/fw_cfg.rst: the selector, bytes up to an item's end, and each kind of transfer.
+#[test]
+fn a_firmware_configuration_device() {
+    let mut b = Bench::new("fw-cfg");
+    let select = |b: &mut Bench, key| {
+        b.does(Op::io(Access::write(Space::Port, 0x510, Size::B2, key)), Answer::Ok, &[])
+    };
+    select(&mut b, 0).expect("the signature");
+    b"QEMU\0".iter().for_each(|&byte| b.read(0x511, byte.into()));
+    select(&mut b, 0x4019).expect("the directory, with the bit that means nothing");
+    b"\0\0\0\x01\0\0\x01\x2c\0\x20\0\0opt/exitlab\0".iter().for_each(|&byte| {
+        b.read(0x511, byte.into());
+    });
+    let ram = |b: &Bench, addr, bytes: &[u8]| b.machine.ram().write(addr, bytes).expect("RAM");
+    // A transfer with this control field, of 8 bytes to 0x2000; its answer; what it writes there.
+    let run = |b: &mut Bench, control: u32, answer: u32, data: Option<[u8; 8]>, writes: &[u64]| {
+        let fields = [control.to_be_bytes(), 8u32.to_be_bytes(), [0; 4], [0, 0, 0x20, 0]];
+        ram(b, 0x1000, fields.as_flattened());
+        let write = |&addr: &u64| Touch { addr, len: 4, is_write: true };
+        let touched: Vec<Touch> = writes.iter().map(write).collect();
+        let op = Op::io(Access::write(Space::Port, 0x518, Size::B4, 0x0010_0000));
+        b.does_to(op, (Answer::Ok, &[]), &touched, |ram| {
+            ram.write(0x1000, &answer.to_be_bytes()).expect("RAM");
+            data.iter().for_each(|data| ram.write(0x2000, data).expect("RAM"));
+        })
+    };
+    let name = Some(*b"\0\0\0\0\0\0\0\0");
+    let all = [0x1000, 0x2000, 0x2004];
+    run(&mut b, 2, 0, name, &all).expect("zeroes after the name");
+    run(&mut b, 2, 0, name, &[0x1000, 0x2000, 0x2005]).expect_err("a byte beyond");
+    run(&mut b, 2, 0, name, &[0x1000, 0x2000, 0x1004]).expect_err("the descriptor's length");
+    run(&mut b, 2, 1, name, &all).expect_err("nothing was wrong");
+    let mut b = Bench::new("fw-cfg");
+    run(&mut b, 0x0020_000a, 0, Some([0x5a; 8]), &all).expect("the file");
+    run(&mut b, 4, 0, None, &[0x1000]).expect("a skip");
+    run(&mut b, 4, 0, None, &all).expect_err("a skip has no data");
+    run(&mut b, 16, 0, None, &[0x1000]).expect_err("nothing can be written");
+    run(&mut b, 16, 1, None, &[0x1000]).expect("an error");
+    run(&mut b, 0x0000_000a, 0, Some(*b"QEMU\0\0\0\0"), &all).expect("zeroes beyond the end");
+    b.read(0x511, 0);
+    run(&mut b, 8, 0, None, &[0x1000]).expect("selected alone");
+    b.read(0x511, b'Q'.into());
+}
+
+/// Hyper-V's controllers write to their pages, and to no other.
+#[test]
+fn pages_of_hyper_v() {
+    let mut b = Bench::new("exit");
+    let call = Exit::HypervCall { input: 0x5c, params: [0; 2] };
+    let write = [Touch { addr: 0x5100, len: 256, is_write: true }];
+    let posts = |b: &mut Bench| {
+        let op = Op::Exit { cpu: 0, exit: call };
+        b.does_to(op, (Answer::Value(0), &[]), &write, |_| {})
+    };
+    posts(&mut b).expect_err("there is no page");
+    let exit = Exit::HypervSynic { vp: 1, msr: 0, control: 1, events: 0, messages: 0x5001 };
+    b.does(Op::Exit { cpu: 0, exit }, Answer::Ok, &[]).expect("a page of messages");
+    posts(&mut b).expect("its second slot");
+    let port = Op::io(Access::write(Space::Port, 0xf4, Size::B1, 0));
+    b.does_to(port, (Answer::Ok, &[]), &write, |_| {}).expect_err("nobody was called");
+    b.does(Op::Reset, Answer::Ok, &[]).expect("a reset");
+    posts(&mut b).expect_err("a reset takes the page away");
 }

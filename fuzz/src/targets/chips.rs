@@ -240,6 +240,7 @@ chip!(FW_CFG, "fw-cfg", "fw_cfg with its DMA", ["fw_cfg.rs"], 90
     beyond("add", "", PUT_TOGETHER),
     beyond("add_file", "FwCfgError::", PUT_TOGETHER),
     beyond("", "key::UUID", PUT_TOGETHER),
+    beyond("transfer", "fill.next_multiple_of", FLAW),
     beyond("", "is no key\"", "a state that no device saved; target `snapshot` has them"),
     beyond("", "which has {len} bytes here\"", "a state that no device saved; target `snapshot` has them"),
     beyond("", "let Regs { selector, offset, .. } = regs;", "a state that no device saved"),

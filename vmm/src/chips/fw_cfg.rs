@@ -292,6 +292,9 @@ impl FwCfg {
                 return Err(());
             }
             env.ram.write(address, &rest[..part]).map_err(drop)?;
+            if planted::has(Flaw::FwCfgFill) && fill > 0 {
+                fill = fill.next_multiple_of(4);
+            }
             let mut at = address + part as u64;
             while fill > 0 {
                 let zeroes = [0; 4096];
@@ -301,7 +304,8 @@ impl FwCfg {
                 fill -= chunk;
             }
         } else if control & dma::WRITE != 0 {
-            return Err(()); // Every item is read-only.
+            // Every item is read-only.
+            return if planted::has(Flaw::FwCfgWrite) { Ok(()) } else { Err(()) };
         } else if control & dma::SKIP == 0 {
             return Ok(());
         }

@@ -80,6 +80,17 @@ pub struct End {
     pub lost_actions: u64,
 }
 
+/// An access of a device to memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Touch {
+    /// Guest-physical address of the first byte.
+    pub addr: u64,
+    /// Length in bytes.
+    pub len: u64,
+    /// Whether it was written.
+    pub is_write: bool,
+}
+
 /// Memory that changes while a device reads it, as a script has it.
 #[derive(Debug)]
 struct LateRam {
@@ -93,8 +104,8 @@ struct Late {
     accesses: u32,
     /// What changes after how many of them.
     changes: Vec<(u32, u64, Vec<u8>)>,
-    /// Where they went: first address and length.
-    touched: Vec<(u64, u64)>,
+    /// Where they went.
+    touched: Vec<Touch>,
     /// Whether memory may have been written since its dirty pages were asked for, which allocates.
     wrote: bool,
 }
@@ -150,14 +161,14 @@ impl RamTap for LateRam {
             let _ = self.ram.read(addr, bytes);
         }
         late.accesses = late.accesses.saturating_add(1);
-        late.touched.push((addr, bytes.len() as u64));
+        late.touched.push(Touch { addr, len: bytes.len() as u64, is_write: false });
     }
 
     fn wrote(&self, addr: u64, bytes: &[u8]) {
         let mut late = self.lock();
         late.wrote = true;
         late.accesses = late.accesses.saturating_add(1);
-        late.touched.push((addr, bytes.len() as u64));
+        late.touched.push(Touch { addr, len: bytes.len() as u64, is_write: true });
     }
 }
 
@@ -316,6 +327,11 @@ impl<'a> Player<'a> {
         &self.machine
     }
 
+    /// What it was built from.
+    pub fn spec(&self) -> &BoardSpec {
+        &self.spec
+    }
+
     /// What the exits were handed over with.
     pub fn context(&self) -> &Context {
         &self.cx
@@ -326,10 +342,10 @@ impl<'a> Player<'a> {
         self.refusal.as_deref()
     }
 
-    /// Where devices read and wrote memory during the last operation that was no `ram`: first address and
-    /// length in bytes of each access.
-    pub fn touched(&self) -> Vec<(u64, u64)> {
-        self.late.lock().touched.clone()
+    /// Asks `f` about what devices read and wrote in memory during the last operation that was no `ram`,
+    /// first one first. A device must not be called from within `f`.
+    pub fn touched<T>(&self, f: impl FnOnce(&[Touch]) -> T) -> T {
+        f(&self.late.lock().touched)
     }
 
     /// Does one operation.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::Slot;
 use crate::device::Env;
+use crate::planted::{self, Flaw};
 
 /// What stands between the functions of a bus and memory.
 pub trait Iommu: Send + Sync + fmt::Debug {
@@ -91,6 +92,7 @@ impl BusMemory {
         write: bool,
     ) -> Result<(u64, usize), Refused> {
         let Some(iommu) = &self.iommu else { return Ok((address, len)) };
+        let len = if planted::has(Flaw::VtdDwords) { len.min(4) } else { len };
         let run = iommu.translate(env, self.requester, address, write);
         let (at, run) = run.ok_or(Refused { address })?;
         Ok((at, len.min(usize::try_from(run).unwrap_or(len)).max(1)))

@@ -257,9 +257,12 @@ impl Unit {
         self.faults | pending
     }
 
-    /// A fault: recorded if there is room (7.2.1), and told if none was to be looked at (7.3).
+    /// A fault: recorded if there is room and none was lost (7.2.1), and told if none was to be looked at (7.3).
     fn fault(&mut self, env: &mut Env<'_>, reason: u8, requester: u16, info: u64, write: bool) {
         let before = self.fault_status();
+        if before & faults::OVERFLOW != 0 && !planted::has(Flaw::VtdLost) {
+            return;
+        }
         if before & faults::PENDING != 0 {
             self.faults |= faults::OVERFLOW;
         } else {

@@ -55,7 +55,8 @@ impl Unit {
                 if low & WAIT_WRITE != 0 {
                     let data = ((low >> 32) as u32).to_le_bytes();
                     // Where no memory is, nobody waits.
-                    let _ = env.ram.write(high & !3, &data);
+                    let early = if planted::has(Flaw::VtdStatus) { 4 } else { 0 };
+                    let _ = env.ram.write((high & !3).wrapping_sub(early), &data);
                 }
                 if low & WAIT_INTERRUPT != 0 && !self.completed {
                     self.completed = true;

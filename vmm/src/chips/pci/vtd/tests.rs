@@ -191,6 +191,21 @@ fn a_fault_is_told_once_until_it_is_looked_at() {
     assert_eq!(bench.0.call(call).expect("lawful").1, told);
 }
 
+/// 7.2.1: while an overflow is told, no fault is recorded, though there is room again.
+#[test]
+fn after_a_fault_that_was_lost_none_is_recorded() {
+    let mut bench = Bench::new(3);
+    let call = |d: &mut Vtd, env: &mut Env<'_>| d.translate(env, EDU, 0, true);
+    (0..2).for_each(|_| drop(bench.0.call(call).expect("lawful")));
+    assert_eq!(bench.fault(), Some((5, 0x20, 0)));
+    bench.0.call(call).expect("lawful");
+    assert_eq!(bench.read(reg::FAULTS, Size::B4), u64::from(faults::OVERFLOW));
+    assert_eq!(bench.fault(), None);
+    bench.write32(reg::FAULTS, faults::OVERFLOW);
+    bench.0.call(call).expect("lawful");
+    assert_eq!(bench.fault(), Some((5, 0x20, 0)));
+}
+
 /// An entry for a fixed interrupt.
 fn entry(vector: u64, destination: u64, more: u64, source: u64) -> [u64; 2] {
     [1 | vector << 16 | destination << 40 | more, source]

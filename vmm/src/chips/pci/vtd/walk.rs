@@ -116,6 +116,7 @@ impl Unit {
             let entry = qword(env, at).ok_or((Reason::TableAccess, recorded))?;
             let (bit, reason) =
                 if write { (WRITABLE, Reason::Write) } else { (READABLE, Reason::Read) };
+            let bit = if planted::has(Flaw::VtdWritable) { bit | READABLE } else { bit };
             if entry & bit == 0 {
                 return Err((reason, recorded));
             }
