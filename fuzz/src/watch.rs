@@ -3,7 +3,7 @@
 //! The counters of everything that is instrumented lie in one section, and libFuzzer would clear and look
 //! through all of them for each input, and keep inputs for what the board around a chip does. The
 //! linker puts these functions before libFuzzer's (`--wrap`), and they tell it only of the counters
-//! that a target's [sources](crate::targets::Target::sources) have, as if those were modules of their own.
+//! that a target's [sources](crate::targets::Target::sources) and its guides have, as if those were modules of their own.
 //!
 //! The calls come from a constructor of the program, before `main`: LLVM's `SanitizerCoverage`, "Inline
 //! 8bit-counters" and "PC-Table".
@@ -16,10 +16,11 @@ use crate::targets::{Subject, Target};
 /// everything is: for a board, whose parts all matter, and for readers, whose helpers do.
 pub fn modules(target: &Target) -> Vec<String> {
     let is_chip = |source: &&str| source.starts_with("vmm/src/chips/");
-    if !matches!(target.subject, Subject::Board { .. }) || !target.sources.iter().all(is_chip) {
+    let Subject::Board { guides, .. } = target.subject else { return Vec::new() };
+    if !target.sources.iter().all(is_chip) {
         return Vec::new();
     }
-    let modules = target.sources.iter().map(|source| {
+    let modules = target.sources.iter().chain(guides).map(|source| {
         let path = source.trim_start_matches("vmm/src/").trim_end_matches(".rs");
         let names = path.split('/').filter(|name| *name != "mod");
         // Identifiers of the v0 scheme: their length, and themselves.

@@ -76,6 +76,9 @@ pub enum Subject {
         put: Put,
         /// Numbers that matter to its registers: addresses, commands, lengths.
         numbers: &'static [u64],
+        /// Source files beside its own that show how far an input came: of what must be done before its
+        /// chip is called.
+        guides: &'static [&'static str],
         /// What must happen on it sooner or later: see [`arm`].
         canary: fn(&Op, &Outcome) -> bool,
     },
@@ -329,7 +332,10 @@ pub fn mutate(
     inner: fn(&mut [u8], usize, usize) -> usize,
 ) -> usize {
     if matches!(target.subject, Subject::Bytes { .. }) {
-        let size = inner(data, size, max);
+        let size = match std::ptr::eq(target, &states::SNAPSHOT) {
+            true => states::vary(data, size, max, seed, inner),
+            false => inner(data, size, max),
+        };
         // Not inherited; see `forms`.
         remake(&mut data[..size], (seed >> 16) as u8);
         return size;
@@ -351,7 +357,10 @@ pub fn cross(target: &Target, one: &[u8], other: &[u8], out: &mut [u8], seed: u3
         Subject::Bytes { .. } => {
             let mut rng = crate::mutate::Rng::new(seed.into());
             let (to, from) = (rng.below(one.len() + 1), rng.below(other.len() + 1));
-            let mut child = [&one[..to], &other[from..]].concat();
+            let mut child = match std::ptr::eq(target, &states::SNAPSHOT) {
+                true => states::cross(one, other, out.len(), seed.into()),
+                false => [&one[..to], &other[from..]].concat(),
+            };
             child.truncate(out.len());
             remake(&mut child, rng.byte());
             child
