@@ -138,14 +138,14 @@ pub fn made(grammar: &[Rule], bytes: &[u8]) -> Vec<u8> {
     }
 }
 
-/// Changes a byte or a few, at a place that `from` says.
+/// Changes a byte or a few, or a number, at a place that `from` says.
 pub fn damage(input: &mut Vec<u8>, from: &[u8]) {
     let mut choices = Choices(from);
     for _ in 0..1 + choices.byte() % 2 {
         let at = choices.below(256) | choices.below(256) << 8;
         let at = at % (input.len() + 1);
         let (kind, value) = (choices.byte(), choices.byte());
-        match (kind % 6, input.get_mut(at)) {
+        match (kind % 8, input.get_mut(at)) {
             (0, Some(byte)) => *byte = value,
             (1, Some(byte)) => *byte ^= 1 << (value & 7),
             (2, Some(_)) => {
@@ -156,9 +156,27 @@ pub fn damage(input: &mut Vec<u8>, from: &[u8]) {
                 let again = input[at..(at + usize::from(value & 15)).min(input.len())].to_vec();
                 input.splice(at..at, again);
             }
+            (6 | 7, _) => renumber(input, at, value),
             _ => input.insert(at, value),
         }
     }
+}
+
+/// A number in a text, the first from `at` on, becomes one at which something may change.
+fn renumber(text: &mut Vec<u8>, at: usize, how: u8) {
+    let is_digit = |byte: &u8| byte.is_ascii_digit();
+    let Some(start) = text.iter().skip(at).position(is_digit).map(|digit| at + digit) else {
+        return;
+    };
+    let end = start + text[start..].iter().take_while(|byte| is_digit(byte)).count();
+    let bits = how >> 2;
+    let number = match how & 3 {
+        0 => u64::MAX >> bits,
+        1 => 1 << bits,
+        2 => (1 << bits) + 1,
+        _ => u64::MAX - (1 << bits),
+    };
+    text.splice(start..end, number.to_string().into_bytes());
 }
 
 #[cfg(test)]

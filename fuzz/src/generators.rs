@@ -19,7 +19,9 @@ mod exact;
 mod exits;
 mod host;
 mod memory;
+mod setup;
 mod tables;
+mod values;
 
 use std::any::Any;
 use std::cell::RefCell;
@@ -38,12 +40,16 @@ use crate::models::Models;
 use crate::oracles::{self, Laws, Violation};
 use crate::registers::{self, Registers};
 pub use exact::encode;
+pub use setup::go_on;
+pub(crate) use tables::EDGES;
 use tables::{KINDS, Kind, PLACES};
 
 /// The most operations of one script; a burst may go beyond.
 pub const MAX_OPS: usize = 200;
 /// Bytes about the whole script.
 pub const HEADER: usize = 4;
+/// Which of them chooses the device that most is about; 0 is none.
+pub const FOCUS: usize = 2;
 /// Which of them asks for laws.
 pub const LAWS: usize = 3;
 /// Bytes of an operation.
@@ -94,16 +100,7 @@ pub fn play(
     player: &mut Player<'_>,
     room: &mut Room,
 ) -> Generated {
-    let mut generator = Generator::new(bytes, board, player, room);
-    let made = catch_unwind(AssertUnwindSafe(|| generator.run()));
-    let Generator { script, outcomes, wrong, laws, mappings, focused, functions, .. } = generator;
-    (room.mappings, room.focused, room.functions) = (mappings, focused, functions);
-    let played = match (made, wrong) {
-        (Err(panic), _) => Err(oracles::panicked(script.steps.len(), &*panic)),
-        (Ok(()), Some(violation)) => Err(violation),
-        (Ok(()), None) => Ok(outcomes),
-    };
-    Generated { script, played, laws }
+    Generator::new(bytes, board, player, room).played(room)
 }
 
 /// Hears of an operation.
@@ -128,6 +125,11 @@ pub(crate) fn words(panic: &(dyn Any + Send)) -> String {
 /// How many of the latest values and addresses are remembered.
 const REMEMBERED: usize = 4;
 
+/// Whether it is the port of what is selected of PCI configuration space.
+fn is_data(m: &Mapping) -> bool {
+    (m.region.space, m.base) == (Space::Port, DATA_PORT)
+}
+
 struct Generator<'b, 'p, 'a> {
     /// Operations that were not looked at yet.
     bytes: &'b [u8],
@@ -149,8 +151,9 @@ struct Generator<'b, 'p, 'a> {
     /// Those of the device that most accesses go to, as indices.
     focused: Vec<usize>,
     focus: Option<u16>,
-    /// Slots of the PCI bus with a function.
+    /// Slots of the PCI bus with a function, and that of the focus.
     functions: Vec<Slot>,
+    function: Option<Slot>,
     /// The kinds of operation that there are.
     mask: u16,
     last: Access,
@@ -182,9 +185,15 @@ impl<'b, 'p, 'a> Generator<'b, 'p, 'a> {
         functions.clear();
         functions.extend(machine.pci_functions().map(|(slot, _)| slot));
         let devices = machine.devices().count();
-        let first = mappings.first().map_or((Space::Port, 0), |m| (m.region.space, m.base));
         let header: [u8; HEADER] = std::array::from_fn(|i| bytes.get(i).copied().unwrap_or(0));
         let [low, high, focus, laws] = header;
+        let focus = match (focus, devices) {
+            (0, _) | (_, 0) => None,
+            (byte, devices) => Some(usize::from(byte) % devices),
+        };
+        let name = focus.and_then(|focus| machine.devices().nth(focus));
+        let function = machine.pci_functions().find(|f| Some(f.1) == name).map(|(slot, _)| slot);
+        let first = mappings.first().map_or((Space::Port, 0), |m| (m.region.space, m.base));
         let records = bytes.get(HEADER..).unwrap_or(&[]);
         let mut generator = Generator {
             bytes: records,
@@ -202,11 +211,9 @@ impl<'b, 'p, 'a> Generator<'b, 'p, 'a> {
             mappings,
             fixed,
             focused,
-            focus: match (focus, devices) {
-                (0, _) | (_, 0) => None,
-                (byte, devices) => Some((usize::from(byte) % devices) as u16),
-            },
+            focus: focus.map(|focus| focus as u16),
             functions,
+            function,
             mask: match u16::from_le_bytes([low, high]) {
                 0 => u16::MAX,
                 mask => mask,
@@ -228,7 +235,9 @@ impl<'b, 'p, 'a> Generator<'b, 'p, 'a> {
     fn refocus(&mut self) {
         self.focused.clear();
         let Some(focus) = self.focus else { return };
-        let of_focus = |(_, m): &(usize, &Mapping)| m.device == focus;
+        // A function of the bus is configured, too.
+        let of_focus =
+            |(_, m): &(usize, &Mapping)| m.device == focus || self.function.is_some() && is_data(m);
         self.focused.extend(self.mappings.iter().enumerate().filter(of_focus).map(|(i, _)| i));
     }
 
@@ -239,6 +248,18 @@ impl<'b, 'p, 'a> Generator<'b, 'p, 'a> {
             self.mappings.extend(self.player.machine().pci_mappings());
             self.refocus();
         }
+    }
+
+    fn played(mut self, room: &mut Room) -> Generated {
+        let made = catch_unwind(AssertUnwindSafe(|| self.run()));
+        let Generator { script, outcomes, wrong, laws, mappings, focused, functions, .. } = self;
+        (room.mappings, room.focused, room.functions) = (mappings, focused, functions);
+        let played = match (made, wrong) {
+            (Err(panic), _) => Err(oracles::panicked(script.steps.len(), &*panic)),
+            (Ok(()), Some(violation)) => Err(violation),
+            (Ok(()), None) => Ok(outcomes),
+        };
+        Generated { script, played, laws }
     }
 
     fn run(&mut self) {
@@ -343,6 +364,7 @@ impl<'b, 'p, 'a> Generator<'b, 'p, 'a> {
             Kind::Exit => self.exit(),
             Kind::Word => self.burst(),
             Kind::Chain => self.chain(),
+            Kind::SetUp => self.set_up(),
             Kind::Exact => self.exact(),
         }
     }
@@ -371,17 +393,25 @@ impl<'b, 'p, 'a> Generator<'b, 'p, 'a> {
     /// An access inside a region.
     fn register(&mut self, write: bool) {
         let Some(m) = self.mapping() else { return self.nowhere() };
-        if (m.region.space, m.base) == (Space::Port, DATA_PORT) && !self.functions.is_empty() {
-            self.select();
+        if is_data(&m) && !self.functions.is_empty() {
+            let (slot, offset) = self.dword();
+            self.select(slot, offset);
         }
         let size = self.size(&m);
         let offset = self.offset(&m);
         let offset = if self.byte() < 0xe0 { offset - offset % size.bytes() } else { offset };
-        let access = self.make(m.region.space, m.base + offset, size, write);
+        let mut access = self.make(m.region.space, m.base + offset, size, write);
+        let own = values::of(m.region.name, offset);
+        if let (Dir::Write(value), [_, ..]) = (&mut access.dir, own)
+            && let byte @ 0x80.. = self.byte()
+        {
+            *value = own[usize::from(byte) % own.len()] & size.mask();
+        }
         self.access(access);
     }
 
-    /// A place in a region: of a large one, mostly one of its registers, or else one of the first places.
+    /// A place in a region: of a large one, mostly one of its registers, or else one of the first places or of
+    /// the last.
     fn offset(&mut self, m: &Mapping) -> u64 {
         if m.region.len <= registers::SMALL {
             return self.below(m.region.len);
@@ -393,35 +423,11 @@ impl<'b, 'p, 'a> Generator<'b, 'p, 'a> {
             return self.registers.of(m)[which];
         }
         self.below(match how % 8 {
-            0..4 => 64,
+            0..3 => 64,
+            3 => return m.region.len - 64 + self.below(64),
             4..6 => m.region.len.min(0x400),
             _ => m.region.len,
         })
-    }
-
-    /// A word that matters, byte by byte, to where the last access went.
-    fn burst(&mut self) {
-        let Access { space, addr, .. } = self.last;
-        let which = usize::from(self.byte());
-        let words = self.words;
-        let Some(word) = words.get(which % words.len().max(1)) else { return self.again() };
-        let cut = match self.byte() {
-            0..0xc0 => word.len(),
-            byte => usize::from(byte) % (word.len() + 1),
-        };
-        for &byte in &word[..cut] {
-            self.play(Op::io(Access::write(space, addr, Size::B1, byte.into())));
-        }
-    }
-
-    /// Selects a dword of a function's configuration space: mostly of the header, or of what comes next.
-    fn select(&mut self) {
-        let (slot, offset) = (self.byte(), self.byte());
-        let n = self.functions.len();
-        let slot = if n > 0 { self.functions[usize::from(slot) % n].number() } else { slot };
-        let offset = if offset < 0xe0 { offset % 0x60 } else { offset };
-        let address = 1 << 31 | u64::from(slot) << 8 | u64::from(offset & !3);
-        self.access(Access::write(Space::Port, DATA_PORT - 4, Size::B4, address));
     }
 
     fn make(&mut self, space: Space, addr: u64, size: Size, write: bool) -> Access {

@@ -83,7 +83,8 @@ fn change(image: &mut Vec<u8>, changes: &[u8]) {
         // Most of what matters is in the headers.
         let at = if high < 0xc0 { usize::from(low) } else { at } % image.len().max(1);
         match how % 8 {
-            0 | 1 => image[at] = value,
+            0 => image[at] = value,
+            1 => field(image, at, how >> 3, value),
             2 => image[at] ^= 1 << (value & 7),
             3 => image[at] = image[at].wrapping_add(value),
             4 => image[at..].iter_mut().take(8).for_each(|byte| *byte = 0),
@@ -95,6 +96,32 @@ fn change(image: &mut Vec<u8>, changes: &[u8]) {
             _ => image.truncate(at + 1),
         }
     }
+}
+
+/// A field of 2, 4 or 8 bytes becomes a number at which something may change: in itself, with the length of the
+/// image, or with the field before it.
+fn field(image: &mut [u8], at: usize, how: u8, value: u8) {
+    let width = [8, 4, 8, 2][usize::from(how & 3)];
+    let at = at - at % width;
+    let word = |at: usize| {
+        let mut word = [0; 8];
+        word[..width].copy_from_slice(image.get(at..at + width)?);
+        Some(u64::from_le_bytes(word))
+    };
+    let (Some(old), len) = (word(at), image.len() as u64) else { return };
+    let before = at.checked_sub(width).and_then(word).unwrap_or(0);
+    let number = match value & 7 {
+        0 => old,
+        1 => u64::MAX,
+        2 => 1 << (8 * width - 1),
+        3 => len,
+        4 => len.wrapping_neg(),
+        5 => before,
+        6 => before.wrapping_neg(),
+        _ => 0,
+    };
+    let number = number.wrapping_add_signed(i64::from(value as i8 >> 3));
+    image[at..at + width].copy_from_slice(&number.to_le_bytes()[..width]);
 }
 
 /// A payload: a loaded segment, a note, a table of tests, symbols, and sections that name them.

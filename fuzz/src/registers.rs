@@ -20,7 +20,7 @@ const MOST: usize = 1024;
 /// In one in which more than this many answer, unused places do, too.
 const FEW: usize = 64;
 /// How far apart registers begin.
-const STRIDE: usize = 4;
+pub const STRIDE: usize = 4;
 
 /// The registers of a board's large regions.
 #[derive(Debug, Default)]

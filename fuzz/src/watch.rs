@@ -3,7 +3,8 @@
 //! The counters of everything that is instrumented lie in one section, and libFuzzer would clear and look
 //! through all of them for each input, and keep inputs for what the board around a chip does. The
 //! linker puts these functions before libFuzzer's (`--wrap`), and they tell it only of the counters
-//! that a target's [sources](crate::targets::Target::sources) have, as if those were modules of their own.
+//! that a target's [sources](crate::targets::Target::sources) and its guides have, as if those were modules
+//! of their own.
 //! Nor does it hear of what is compared where inputs are scripts: those are records that a generator reads,
 //! so the other side of a comparison is hardly ever a number to put into one, and to be told takes a third
 //! of the time.
@@ -13,7 +14,7 @@
 
 use std::ops::Range;
 
-use crate::targets::Target;
+use crate::targets::{Subject, Target};
 
 /// Where a board's code lies.
 const BOARD: [&str; 4] =
@@ -25,12 +26,16 @@ pub fn modules(target: &Target) -> Vec<String> {
     let lie_in = |places: &[&str]| {
         target.sources.iter().all(|source| places.iter().any(|place| source.starts_with(place)))
     };
-    let sources = match () {
-        () if lie_in(&BOARD[..1]) => target.sources,
-        () if lie_in(&BOARD) => &BOARD,
+    let guides = match target.subject {
+        Subject::Board { guides, .. } => guides,
+        Subject::Bytes { .. } => &[],
+    };
+    let (sources, guides) = match () {
+        () if lie_in(&BOARD[..1]) => (target.sources, guides),
+        () if lie_in(&BOARD) => (&BOARD[..], &[][..]),
         () => return Vec::new(),
     };
-    let modules = sources.iter().map(|source| {
+    let modules = sources.iter().chain(guides).map(|source| {
         let path = source.trim_start_matches("vmm/src/").trim_end_matches(".rs");
         let names = path.split('/').filter(|name| !["", "mod"].contains(name));
         // Identifiers of the v0 scheme: their length, and themselves.

@@ -5,6 +5,7 @@ use vmm::script::Op;
 
 use super::Generator;
 use super::tables::{EDGES, PLACES, RAM_PLACES};
+use super::values::CHAINS;
 
 impl Generator<'_, '_, '_> {
     /// A value for a field or register of this width, not cut to it.
@@ -75,9 +76,9 @@ impl Generator<'_, '_, '_> {
 
     /// Pages of tables, each of whose entries leads to the next page: what an IOMMU walks. Of the first
     /// tables entries have 16 bytes (a root and a context, VT-d specification, chapter 9), of the others
-    /// 8. Rarely one table is wrong.
+    /// 8. The upper half of a root is 0. Rarely one table is wrong.
     pub(super) fn chain(&mut self) {
-        let base: u64 = self.pick([0x1000, 0x8000, 0x1_0000, 0x10_0000]);
+        let base: u64 = self.pick(CHAINS);
         let levels = self.pick([6u64, 5, 4, 3, 2, 7]);
         let wide = self.pick([2u64, 2, 2, 0, 1, 3]);
         // Of a context: the address width, and a domain.
@@ -89,7 +90,11 @@ impl Generator<'_, '_, '_> {
             if wrong.0 >= 0xc0 && u64::from(wrong.1) % levels == level {
                 entry ^= 1 << (wrong.2 % 64);
             }
-            let odd = if level < wide { second } else { entry };
+            let odd = match level + 1 {
+                n if n < wide => 0,
+                n if n == wide => second,
+                _ => entry,
+            };
             let bytes = [entry, odd].map(u64::to_le_bytes).as_flattened().repeat(256);
             self.play(Op::Ram { addr: at, bytes, after: 0 });
         }

@@ -21,6 +21,8 @@ pub(super) enum Kind {
     Word = 1 << 12,
     /// Tables that lead to each other.
     Chain = 1 << 14,
+    /// Registers in a row.
+    SetUp = 1 << 15,
     /// As it is written down; there whatever the mask says.
     Exact = 1 << 13,
 }
@@ -32,7 +34,7 @@ pub(super) const KINDS: [Kind; 64] = {
     use Kind::*;
     [
         Read, Write, Read, Write, Read, Write, Read, Write, Read, Write, Read, Write, Read, Write, Read, Write,
-        Read, Write, Read, Write, Read, Write, Read, Write, Write, Write, Write, Write, Write, Write, Again, Again,
+        Read, Write, Read, Write, Read, Write, Read, Write, Write, Write, SetUp, SetUp, SetUp, SetUp, Again, Again,
         Again, Again, Again, Again, Edge, Edge, Edge, Nowhere, Nowhere, Ram, Ram, Ram, Ram, Ram, Chain, Input,
         Input, Input, Input, Advance, Advance, Advance, Advance, Timer, Timer, Timer, SaveRestore, Reset, Exit, Exit, Word, Exact,
     ]
@@ -44,7 +46,7 @@ pub(super) const SAVE_RESTORE: u8 = 58;
 pub(super) const RESET: u8 = 59;
 
 /// Values at which something may change.
-pub(super) const EDGES: [u64; 16] = [
+pub(crate) const EDGES: [u64; 16] = [
     0,
     1,
     0x7f,

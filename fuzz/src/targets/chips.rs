@@ -15,7 +15,7 @@ use vmm::chips::pci::config::{Placement, Shape};
 use vmm::chips::pci::edu::{self, Edu};
 use vmm::chips::pci::memory::{BusMemory, Iommu};
 use vmm::chips::pci::testdev::{self as pci_testdev, PciTestDevice};
-use vmm::chips::pci::vtd::{self, Vtd};
+use vmm::chips::pci::vtd::{self, Vtd, status};
 use vmm::chips::post::{self, PostPort};
 use vmm::chips::resets::{self, Port92, ResetControl};
 use vmm::chips::rtc::{self, Rtc};
@@ -84,7 +84,7 @@ macro_rules! first {
 /// A target about what `put` puts on a board.
 macro_rules! chip {
     ($name:ident, $text:literal, $about:literal, [$($source:literal),+], $floor:literal $uncovered:literal,
-        $(numbers: $numbers:expr,)? canary: $canary:expr, $put:expr $(, $field:ident: $value:expr)*) => {
+        $(numbers: $numbers:expr,)? $(guides: $guides:expr,)? canary: $canary:expr, $put:expr $(, $field:ident: $value:expr)*) => {
         #[doc = concat!("Target `", $text, "`.")]
         pub static $name: Target = Target {
             name: $text,
@@ -93,6 +93,7 @@ macro_rules! chip {
                 spec: || BoardSpec { kind: $text.into(), ..BoardSpec::default() },
                 put: $put,
                 numbers: first!($($numbers,)? &[]),
+                guides: first!($($guides,)? &[]),
                 canary: $canary,
             },
             sources: &[$(concat!("vmm/src/chips/", $source)),+],
@@ -112,6 +113,7 @@ pub static BOARD: Target = Target {
         spec: BoardSpec::default,
         put: NOTHING,
         numbers: &[],
+        guides: &[],
         canary: |_, outcome| outcome.answer == Answer::Stop(Stop::PowerOff),
     },
     sources: &["vmm/src/machine/mod.rs", "vmm/src/machine/synic.rs", "vmm/src/bus.rs"],
@@ -135,6 +137,7 @@ pub static PCI: Target = Target {
         },
         put: NOTHING,
         numbers: &[],
+        guides: &[],
         canary: moved,
     },
     sources: &["vmm/src/machine/pci.rs", "vmm/src/machine/interrupts.rs"],
@@ -293,6 +296,12 @@ canary: |_, outcome| has(outcome, |e| matches!(e, Effect::AwaitEnd { .. })),
 // saved. Target `pci` has both.
 chip!(VTD, "vtd", "an IOMMU between the edu device and memory",
 ["pci/vtd/mod.rs", "pci/vtd/queue.rs", "pci/vtd/remap.rs", "pci/vtd/walk.rs", "pci/memory.rs"], 94 "",
+// Commands; descriptors of the queue (6.5.2), of which the last waits and tells; the engine of the edu device.
+numbers: &[
+    (status::ROOT | status::TRANSLATION) as u64, (status::TABLE | status::INTERRUPTS) as u64, status::QUEUE as u64,
+    1, 2, 4, 5 | 1 << 4 | 1 << 5, 16, edu::BUFFER, 3, 7,
+],
+guides: &["vmm/src/chips/pci/config.rs", "vmm/src/chips/pci/edu.rs"],
 // Translation is on.
 canary: |op, outcome| match (access(op), outcome.answer) {
     (Some(Access { addr, size, .. }), Answer::Value(value)) => {
@@ -325,6 +334,7 @@ chip!(PCI_TESTDEV, "pci-testdev", "the test device on a PCI bus", ["pci/testdev.
 chip!(EDU, "edu", "the edu device: factorials, DMA and interrupts", ["pci/edu.rs"], 95 "",
 // Where the engine's buffer begins and nearly ends; lengths; commands.
 numbers: &[edu::BUFFER, edu::BUFFER + edu::BUFFER_BYTES as u64 - 4, edu::BUFFER_BYTES as u64, 4, 1, 3, 5, 7],
+guides: &["vmm/src/chips/pci/config.rs"],
 canary: |_, outcome| high(outcome),
 |m| bus(m, None, &[PciDevice::Edu]),
 seeds: seeds::edu, beyond: &[CHIP, &[

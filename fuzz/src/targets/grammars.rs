@@ -17,7 +17,7 @@ pub const SCRIPT: &[Rule] = &[
     (
         "config",
         &[
-            "memory=4M ",
+            "memory=<size> ",
             "memory=8192K ",
             "memory=1G ",
             "memory=3145728 ",
@@ -31,6 +31,7 @@ pub const SCRIPT: &[Rule] = &[
             "iommu=interrupts ",
         ],
     ),
+    ("size", &["4M", "<54>K", "<44>M", "<34>G", "<64>"]),
     ("cpus", &["1", "2", "255"]),
     ("listed", &["", "effects listed\n", "# a comment\n"]),
     (

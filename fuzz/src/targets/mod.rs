@@ -77,6 +77,9 @@ pub enum Subject {
         put: Put,
         /// Numbers that matter to its registers: addresses, commands, lengths.
         numbers: &'static [u64],
+        /// Source files beside its own that show how far an input came: of what must be done before its
+        /// chip is called.
+        guides: &'static [&'static str],
         /// What must happen on it sooner or later: see [`arm`].
         canary: fn(&Op, &Outcome) -> bool,
     },
@@ -330,7 +333,10 @@ pub fn mutate(
     inner: fn(&mut [u8], usize, usize) -> usize,
 ) -> usize {
     if matches!(target.subject, Subject::Bytes { .. }) {
-        let size = inner(data, size, max);
+        let size = match std::ptr::eq(target, &states::SNAPSHOT) {
+            true => states::vary(data, size, max, seed, inner),
+            false => inner(data, size, max),
+        };
         // Not inherited; see `forms`.
         remake(&mut data[..size], (seed >> 16) as u8);
         return size;
@@ -364,8 +370,12 @@ pub fn cross(target: &Target, one: &[u8], other: &[u8], out: &mut [u8], seed: u3
                 let mut rng = crate::mutate::Rng::new(seed.into());
                 let (to, from) = (rng.below(one.len() + 1), rng.below(other.len() + 1));
                 child.clear();
-                child.extend_from_slice(&one[..to]);
-                child.extend_from_slice(&other[from..]);
+                if std::ptr::eq(target, &states::SNAPSHOT) {
+                    states::cross(one, other, child, out.len(), seed.into());
+                } else {
+                    child.extend_from_slice(&one[..to]);
+                    child.extend_from_slice(&other[from..]);
+                }
                 child.truncate(out.len());
                 remake(child, rng.byte());
             }
