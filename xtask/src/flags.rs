@@ -320,8 +320,9 @@ pub enum FuzzAction {
     },
     /// Measures executions per second of processor time, with and without AddressSanitizer.
     Speed {
-        /// A target's name, or all.
-        target: String,
+        /// Names of targets, or all.
+        #[arg(required = true, value_name = "TARGET")]
+        targets: Vec<String>,
     },
     /// Runs cases under KVM, and makes inputs of what their guests do to devices.
     Record {

@@ -11,8 +11,8 @@ use crate::flags::{self, FuzzAction};
 use crate::support::fuzz::build::{self, Flavour};
 use crate::support::fuzz::tool::Tool;
 use crate::support::fuzz::{
-    Shop, chosen, cover, direct, export, floors, owner, planted, record, run, soak, speed, target,
-    triage,
+    Shop, chosen, cover, direct, export, floors, owner, planted, record, run, several, soak, speed,
+    target, triage,
 };
 use crate::support::out::complain;
 use crate::support::{self, Failure, Out, Outcome};
@@ -79,7 +79,7 @@ pub fn run(flags: &flags::Fuzz, out: &mut Out) -> Outcome {
             }
         }
         FuzzAction::Cover { target } => cover::run(shop, &chosen(target)?, out)?,
-        FuzzAction::Speed { target } => speed::run(shop, &chosen(target)?, out)?,
+        FuzzAction::Speed { targets } => speed::run(shop, &several(targets)?, out)?,
         FuzzAction::Record { filters, file } => record::run(shop, filters, file, out)?,
         FuzzAction::Floors { target, runs, time, jobs, seed, stable, no_seeds } => {
             let time = time.as_deref().map(|text| duration("--time", text)).transpose()?;

@@ -26,6 +26,8 @@ fn wrong_input_is_status_2_with_a_way_out() {
     wrong(&["run", "uarrt"], "the nearest is `uart`");
     wrong(&["cover", "nonsense-beyond-words"], "cargo xtask fuzz list");
     wrong(&["floors", "uarrt"], "the nearest is `uart`");
+    // The names come before anything is built.
+    wrong(&["speed", "uart", "rtc", "uarrt"], "the nearest is `uart`");
     wrong(&["run", "uart", "--time", "soon"], "--time soon");
     wrong(&["repro", "/no/such/input"], "/no/such/input cannot be read");
     wrong(&["export", "uart", "--sanitizer", "memory"], "address, coverage and none");

@@ -83,6 +83,23 @@ pub fn chosen(name: &str) -> Result<Vec<&'static Target>, Failure> {
     if name == "all" { Ok(targets::ALL.to_vec()) } else { Ok(vec![target(name)?]) }
 }
 
+/// The targets that several names mean, each once.
+///
+/// # Errors
+///
+/// One of them is no target's.
+pub fn several(names: &[String]) -> Result<Vec<&'static Target>, Failure> {
+    let mut all: Vec<&Target> = Vec::new();
+    for name in names {
+        for target in chosen(name)? {
+            if all.iter().all(|other| other.name != target.name) {
+                all.push(target);
+            }
+        }
+    }
+    Ok(all)
+}
+
 /// Whose input a file is: the target whose directory it lies in, or the one given.
 ///
 /// # Errors
