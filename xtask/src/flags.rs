@@ -305,6 +305,12 @@ pub enum FuzzAction {
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
     },
+    /// Plays a regression: its status is 1 if that is back, with what is wrong on standard output.
+    #[command(hide = true)]
+    Play {
+        /// A regression.
+        file: PathBuf,
+    },
     /// Makes a corpus as small as it can be without losing what it reaches.
     Cmin {
         /// A target's name, or all.

@@ -200,8 +200,7 @@ pub fn soak(shop: Shop<'_>, options: &Options, out: &mut Out) -> Result<bool, Fa
         Hunter::LibFuzzer(_) => build::hunter(shop, Flavour::Asan, "fuzz-any", false)?,
         Hunter::Stable(_) => plain.clone(),
     };
-    let program = build::build(shop, Flavour::Tool, "fuzz-tool")?;
-    let tool = Tool { program, shop, environment: Vec::new() };
+    let tool = Tool::new(shop, Flavour::Tool)?;
     let names: Vec<&str> = targets::ALL.iter().map(|target| target.name).collect();
     let start = Instant::now();
     let mut looked: Option<Instant> = None;
