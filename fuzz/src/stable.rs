@@ -134,11 +134,18 @@ pub fn hunt(target: &'static Target, plan: &Plan) -> io::Result<(u64, Option<Pat
         kept = hunt.corpus().len();
         if told.elapsed() > Duration::from_secs(1) {
             told = Instant::now();
-            let rate = hunt.runs as f64 / start.elapsed().as_secs_f64();
-            writeln!(io::stderr(), "#{} corp: {kept} exec/s: {rate:.0}", hunt.runs)?;
+            tell(&hunt, start)?;
         }
     };
+    tell(&hunt, start)?;
     Ok((hunt.runs, found))
+}
+
+/// Says how it goes, as libFuzzer does; what boards answered stands for its features.
+fn tell(hunt: &Hunt, start: Instant) -> io::Result<()> {
+    let (runs, inputs) = (hunt.runs, hunt.corpus().len());
+    let rate = runs as f64 / start.elapsed().as_secs_f64().max(0.001);
+    writeln!(io::stderr(), "#{runs} ft: {} corp: {inputs} exec/s: {rate:.0}", hunt.answers())
 }
 
 /// Those of `inputs` that together do all that they all do: the short ones first.

@@ -11,8 +11,8 @@ use crate::flags::{self, FuzzAction};
 use crate::support::fuzz::build::{self, Flavour};
 use crate::support::fuzz::triage::Judges;
 use crate::support::fuzz::{
-    Shop, chosen, cover, direct, export, floors, owner, planted, record, run, several, soak, speed,
-    target, triage,
+    Shop, chosen, cover, direct, export, floors, merge, owner, planted, record, run, several, soak,
+    speed, target, triage,
 };
 use crate::support::out::complain;
 use crate::support::{self, Failure, Out, Outcome};
@@ -66,7 +66,7 @@ pub fn run(flags: &flags::Fuzz, out: &mut Out) -> Outcome {
             let targets = chosen(name)?;
             let hunter = build::hunter(shop, Flavour::Plain, "fuzz-any", *stable)?;
             for target in targets {
-                let (before, after) = soak::merge(shop, target, &hunter)?;
+                let (before, after) = merge::merge(shop, target, &hunter)?;
                 writeln!(out, "{}: {before} inputs, now {after}", target.name);
             }
         }
