@@ -67,7 +67,14 @@ pub fn files(dir: &Path) -> io::Result<Vec<(PathBuf, Vec<u8>)>> {
     let mut paths = fs::read_dir(dir)?.map(|e| Ok(e?.path())).collect::<io::Result<Vec<_>>>()?;
     paths.retain(|path| path.is_file());
     paths.sort();
-    paths.into_iter().map(|path| Ok((path.clone(), fs::read(&path)?))).collect()
+    // Which file it is, is what helps.
+    let named =
+        |path: &Path, e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", path.display()));
+    let read = |path: PathBuf| match fs::read(&path) {
+        Ok(bytes) => Ok((path, bytes)),
+        Err(e) => Err(named(&path, e)),
+    };
+    paths.into_iter().map(read).collect()
 }
 
 static RUNS: AtomicU64 = AtomicU64::new(0);

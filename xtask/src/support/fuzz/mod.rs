@@ -109,11 +109,22 @@ pub fn several(names: &[String]) -> Result<Vec<&'static Target>, Failure> {
 /// Neither is a target, and it is no script, which says itself what it is for.
 pub fn owner(file: &Path, given: Option<&str>) -> Result<String, Failure> {
     let shown = file.display();
-    if let Some(name) = given {
-        return Ok(target(name)?.name.to_owned());
-    }
+    let given = given.map(target).transpose()?;
     let bytes = std::fs::read(file)
         .map_err(|e| Failure::input(format!("input {shown} cannot be read: {e}")))?;
+    if let Some(target) = given {
+        let board = target.board().map(|board| board.spec.kind);
+        let of = vmm::script::parse(&bytes).ok().map(|script| script.board.kind);
+        return match (board, of) {
+            // It would be played on its own board, and not on this target's.
+            (Some(board), Some(of)) if board != of => Err(Failure::input(format!(
+                "script {shown} is for a machine `{of}`, and target {} has a machine `{board}`; without \
+                 --target it is played on its own",
+                target.name
+            ))),
+            _ => Ok(target.name.to_owned()),
+        };
+    }
     let parts = file.components().rev().skip(1).filter_map(|part| part.as_os_str().to_str());
     let by_place = parts.take(2).find_map(targets::named);
     match by_place {
