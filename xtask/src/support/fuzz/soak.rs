@@ -71,9 +71,9 @@ pub fn soak(shop: Shop<'_>, options: &Options, out: &mut Out) -> Result<bool, Fa
         state.since = now();
     }
     let places = places(shop, &home)?;
-    let start = Instant::now();
-    let in_time = || options.time.is_none_or(|time| start.elapsed() < time);
-    wait(shop, &places, in_time)?;
+    let begun = Instant::now();
+    let in_time = |since: Instant| options.time.is_none_or(|time| since.elapsed() < time);
+    wait(shop, &places, || in_time(begun))?;
     let plain = build::hunter(shop, Flavour::Plain, "fuzz-any", options.stable)?;
     let asan = match &plain {
         Hunter::LibFuzzer(_) => build::hunter(shop, Flavour::Asan, "fuzz-any", false)?,
@@ -81,9 +81,11 @@ pub fn soak(shop: Shop<'_>, options: &Options, out: &mut Out) -> Result<bool, Fa
     };
     let judges = Judges::new(shop)?;
     let names: Vec<&str> = targets::ALL.iter().map(|target| target.name).collect();
+    // What is built takes none of the time.
+    let start = Instant::now();
     let mut looked: Option<Instant> = None;
     let mut slice = state.targets.values().map(|k| k.slices).sum::<u64>();
-    while !shop.stopped() && in_time() {
+    while !shop.stopped() && in_time(start) {
         if looked.is_none_or(|then| then.elapsed() > RECHECK) {
             looked = Some(Instant::now());
             state.back = old_ones(shop, judges.of(false))?;
@@ -132,12 +134,12 @@ pub fn soak(shop: Shop<'_>, options: &Options, out: &mut Out) -> Result<bool, Fa
         }
         state.look(now());
         while let Err(failure) = state::keep(&home, &state) {
-            if full(&places)?.is_none() || shop.stopped() || !in_time() {
+            if full(&places)?.is_none() || shop.stopped() || !in_time(start) {
                 return Err(failure);
             }
-            wait(shop, &places, in_time)?;
+            wait(shop, &places, || in_time(start))?;
         }
-        wait(shop, &places, in_time)?;
+        wait(shop, &places, || in_time(start))?;
     }
     state::keep(&home, &state)?;
     let page = home.join("status.html");
