@@ -15,6 +15,8 @@ use crate::support::Failure;
 
 /// How long a merge may take.
 const MERGING: Duration = Duration::from_secs(900);
+/// The most that libFuzzer reads of an input if it is not told otherwise. Bytes.
+const LONGEST: usize = 1 << 20;
 
 /// Makes a corpus as small as it can be without losing what it reaches. The old one is there until the new
 /// one is whole.
@@ -75,7 +77,12 @@ type Input = (PathBuf, Vec<u8>);
 /// not write is short, or not there.
 fn wrong(before: &[Input], merged: &[Input], log: &str) -> Option<String> {
     let known: BTreeSet<&[u8]> = before.iter().map(|(_, bytes)| &bytes[..]).collect();
-    if let Some((path, _)) = merged.iter().find(|(_, bytes)| !known.contains(&bytes[..])) {
+    // An input of a directory in the corpus is not among these, and of one that is too long the beginning is.
+    let is_cut = |bytes: &[u8]| {
+        let mut whole = before.iter().filter(|(_, input)| input.len() <= LONGEST);
+        !known.contains(bytes) && whole.any(|(_, input)| input.starts_with(bytes))
+    };
+    if let Some((path, _)) = merged.iter().find(|(_, bytes)| is_cut(bytes)) {
         return Some(format!("{} is cut off: is the disk full?", path.display()));
     }
     // "MERGE-OUTER: 37 new files with 301 new features added".
@@ -123,6 +130,7 @@ mod tests {
         let log =
             "MERGE-OUTER: 2 files\nMERGE-OUTER: 1 new files with 9 new features added; 3 new\n";
         assert_eq!(wrong(&before, &before[..1], log), None);
+        assert_eq!(wrong(&before, &[input("of-a-directory", b"two")], log), None);
         let cut = wrong(&before, &[input("c", b"thr")], log).expect("cut off");
         assert!(cut.contains("c is cut off"), "{cut}");
         let fewer = log.replace("1 new files", "2 new files");
