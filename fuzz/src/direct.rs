@@ -1,7 +1,7 @@
 //! Direct against guest: a script is done by a guest's instructions under KVM, and what becomes of it there
 //! must be what becomes of it on the board alone.
 //!
-//! [`prepare`] leaves of a script what a guest can do without ending or breaking its machine; the payload
+//! [`Preparer`] leaves of a script what a guest can do without ending or breaking its machine; the payload
 //! `replay` does that ([`payload_abi::replay`]), while its VMM records every exit; [`compare`] then holds
 //! three things against each other:
 //!

@@ -45,6 +45,11 @@ impl Seen {
         std::mem::take(&mut self.new)
     }
 
+    /// How much there was, as far as its hashes tell.
+    pub fn count(&self) -> u64 {
+        self.bits.iter().map(|word| u64::from(word.count_ones())).sum()
+    }
+
     /// Notes what a script did.
     pub fn trace(&mut self, steps: &[Step], outcomes: &[Outcome]) {
         let mut before = 0;
@@ -154,6 +159,11 @@ impl Hunt {
     /// One input to begin with.
     pub fn add(&mut self, input: Vec<u8>) {
         self.corpus.push(input);
+    }
+
+    /// How many different things boards or readers have said.
+    pub fn answers(&self) -> u64 {
+        self.seen.count()
     }
 
     /// The inputs that are worth varying.

@@ -4,6 +4,8 @@ use vmm::access::{Access, Dir, Size, Space};
 use vmm::exit::Exit;
 use vmm::script::{Op, Script};
 
+use crate::targets::Target;
+
 /// How often an input may be tried, so that a large one ends.
 const TRIES: usize = 4000;
 
@@ -204,6 +206,19 @@ pub fn bytes(input: &[u8], most: usize, shows: impl Fn(&[u8]) -> bool) -> Vec<u8
     least
 }
 
+/// The least input of a target whose inputs are no scripts: one that is what the target reads, if that shows
+/// the same, so that nothing of it hangs on what other bytes make.
+pub fn input(target: &Target, input: &[u8], most: usize, shows: impl Fn(&[u8]) -> bool) -> Vec<u8> {
+    match target.verbatim(input) {
+        Some((before, whole)) if shows(&whole) => {
+            let (before, made) = whole.split_at(before);
+            let with = |made: &[u8]| [before, made].concat();
+            with(&bytes(made, most, |made| shows(&with(made))))
+        }
+        _ => bytes(input, most, shows),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -245,6 +260,19 @@ mod tests {
         let least = bytes(&input, 1000, |bytes| bytes.contains(&77) && bytes.len() >= 3);
         assert_eq!(least.len(), 3);
         assert_eq!(least.iter().filter(|&&byte| byte == 0).count(), 2, "{least:?}");
+    }
+
+    #[test]
+    fn what_a_reader_reads_is_said_as_it_is() {
+        let options = crate::targets::named("options").expect("a target");
+        let sound: Vec<u8> = (0..60).collect();
+        let made = options.made(&sound).expect("it reads bytes");
+        let word = made.windows(4).next().expect("some bytes").to_vec();
+        let has = |bytes: &[u8]| {
+            options.made(bytes).is_some_and(|made| made.windows(4).any(|at| *at == word))
+        };
+        let least = input(options, &sound, 1000, has);
+        assert_eq!(least, crate::forms::raw(&word));
     }
 
     #[test]

@@ -3,6 +3,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use testcases::process::{self, Ended, Stream};
 
 use vmm::script::parse;
 use vmm::script::replay::check;
@@ -61,11 +66,41 @@ pub fn play(path: &Path) -> Result<(), Back> {
     check(&script, &trace).map_err(|d| back(format!("operation {}: {d}", d.step + 1)))
 }
 
-/// Plays all in `dir`; how many there are, and which are back.
+/// How long one may take: it has no end, then.
+const LIMIT: Duration = Duration::from_secs(60);
+/// How many KiB of addresses it may take.
+const MEMORY: u32 = 4 << 20;
+
+/// Plays all in `dir`; how many there are, and which are back. Each is played by a process of its own, `player`
+/// with these words and the file: what once had no end, or took the process along, may do so again. The
+/// player ends with status 0, or with 1 and what is wrong on standard output.
 ///
 /// # Errors
 /// When a directory cannot be read.
-pub fn play_all(dir: &Path) -> std::io::Result<(usize, Vec<Back>)> {
+pub fn play_all(
+    dir: &Path,
+    (player, words): (&Path, &[&str]),
+    cancel: &AtomicBool,
+) -> std::io::Result<(usize, Vec<Back>)> {
     let files = files(dir)?;
-    Ok((files.len(), files.iter().filter_map(|file| play(file).err()).collect()))
+    let mut all = Vec::new();
+    for file in &files {
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("ulimit -c 0; ulimit -v {MEMORY}; exec \"$0\" \"$@\"")]);
+        command.arg(player).args(words).arg(file);
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let ended = process::run(&mut command, LIMIT, cancel, &mut |stream, bytes| {
+            let to = if stream == Stream::Out { &mut out } else { &mut err };
+            to.extend_from_slice(bytes);
+        });
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+        let what = match ended {
+            Ended::Exited(0) => continue,
+            Ended::Cancelled => break,
+            Ended::Exited(1) if !out.is_empty() => text(&out),
+            ended => format!("{ended}\n{}", text(&err)).trim().to_owned(),
+        };
+        all.push(Back { file: file.display().to_string(), what });
+    }
+    Ok((files.len(), all))
 }

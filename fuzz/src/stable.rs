@@ -67,7 +67,14 @@ pub fn files(dir: &Path) -> io::Result<Vec<(PathBuf, Vec<u8>)>> {
     let mut paths = fs::read_dir(dir)?.map(|e| Ok(e?.path())).collect::<io::Result<Vec<_>>>()?;
     paths.retain(|path| path.is_file());
     paths.sort();
-    paths.into_iter().map(|path| Ok((path.clone(), fs::read(&path)?))).collect()
+    // Which file it is, is what helps.
+    let named =
+        |path: &Path, e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", path.display()));
+    let read = |path: PathBuf| match fs::read(&path) {
+        Ok(bytes) => Ok((path, bytes)),
+        Err(e) => Err(named(&path, e)),
+    };
+    paths.into_iter().map(read).collect()
 }
 
 static RUNS: AtomicU64 = AtomicU64::new(0);
@@ -134,11 +141,18 @@ pub fn hunt(target: &'static Target, plan: &Plan) -> io::Result<(u64, Option<Pat
         kept = hunt.corpus().len();
         if told.elapsed() > Duration::from_secs(1) {
             told = Instant::now();
-            let rate = hunt.runs as f64 / start.elapsed().as_secs_f64();
-            writeln!(io::stderr(), "#{} corp: {kept} exec/s: {rate:.0}", hunt.runs)?;
+            tell(&hunt, start)?;
         }
     };
+    tell(&hunt, start)?;
     Ok((hunt.runs, found))
+}
+
+/// Says how it goes, as libFuzzer does; what boards answered stands for its features.
+fn tell(hunt: &Hunt, start: Instant) -> io::Result<()> {
+    let (runs, inputs) = (hunt.runs, hunt.corpus().len());
+    let rate = runs as f64 / start.elapsed().as_secs_f64().max(0.001);
+    writeln!(io::stderr(), "#{runs} ft: {} corp: {inputs} exec/s: {rate:.0}", hunt.answers())
 }
 
 /// Those of `inputs` that together do all that they all do: the short ones first.

@@ -70,6 +70,31 @@ mod linked {
     use super::{modules, runs};
     use crate::targets::{self, Subject, Target};
 
+    /// Bytes of the second stack: libFuzzer writes the input and its figures from there.
+    const SECOND: usize = 256 << 10;
+
+    /// Gives this thread, which will run inputs, a second stack for SIGSEGV. libFuzzer's handler is called on it
+    /// if this is wished for before it comes, and without it an input that overflows the stack ends the process
+    /// and is lost. AddressSanitizer sees to it by itself.
+    fn second_stack() {
+        let memory = Box::leak(vec![0u8; SECOND].into_boxed_slice());
+        let stack =
+            libc::stack_t { ss_sp: memory.as_mut_ptr().cast(), ss_flags: 0, ss_size: SECOND };
+        // SAFETY: zeros are a `sigaction`, both calls only read and write what they are given, and the stack's
+        // memory is never freed.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            let known = libc::sigaction(libc::SIGSEGV, std::ptr::null(), &raw mut action) == 0;
+            if known
+                && action.sa_sigaction == libc::SIG_DFL
+                && libc::sigaltstack(&raw const stack, std::ptr::null_mut()) == 0
+            {
+                action.sa_flags |= libc::SA_ONSTACK;
+                libc::sigaction(libc::SIGSEGV, &raw const action, std::ptr::null_mut());
+            }
+        }
+    }
+
     /// An entry of the table: the address of a piece of code, and flags.
     type Entry = [usize; 2];
 
@@ -176,6 +201,7 @@ mod linked {
     /// `start..stop` are the counters, one for each entry of the table that comes next.
     #[unsafe(no_mangle)]
     unsafe extern "C" fn __wrap___sanitizer_cov_8bit_counters_init(start: *mut u8, stop: *mut u8) {
+        second_stack();
         COUNTERS.store(start, Relaxed);
         HOW_MANY.store(stop as usize - start as usize, Relaxed);
     }

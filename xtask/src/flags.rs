@@ -305,6 +305,12 @@ pub enum FuzzAction {
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
     },
+    /// Plays a regression: its status is 1 if that is back, with what is wrong on standard output.
+    #[command(hide = true)]
+    Play {
+        /// A regression.
+        file: PathBuf,
+    },
     /// Makes a corpus as small as it can be without losing what it reaches.
     Cmin {
         /// A target's name, or all.
@@ -320,8 +326,9 @@ pub enum FuzzAction {
     },
     /// Measures executions per second of processor time, with and without AddressSanitizer.
     Speed {
-        /// A target's name, or all.
-        target: String,
+        /// Names of targets, or all.
+        #[arg(required = true, value_name = "TARGET")]
+        targets: Vec<String>,
     },
     /// Runs cases under KVM, and makes inputs of what their guests do to devices.
     Record {

@@ -1,6 +1,6 @@
 //! `cargo xtask fuzz`: fuzzes devices and parsers, and makes regressions of what is found.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -9,10 +9,10 @@ use vmm::units;
 
 use crate::flags::{self, FuzzAction};
 use crate::support::fuzz::build::{self, Flavour};
-use crate::support::fuzz::tool::Tool;
+use crate::support::fuzz::triage::Judges;
 use crate::support::fuzz::{
-    Shop, chosen, cover, direct, export, floors, owner, planted, record, run, soak, speed, target,
-    triage,
+    Shop, chosen, cover, direct, export, floors, merge, owner, planted, record, run, several, soak,
+    speed, target, triage,
 };
 use crate::support::out::complain;
 use crate::support::{self, Failure, Out, Outcome};
@@ -54,32 +54,24 @@ pub fn run(flags: &flags::Fuzz, out: &mut Out) -> Outcome {
         }
         FuzzAction::Repro { file, target } => return repro(shop, file, target.as_deref(), out),
         FuzzAction::Min { file, target, out: to } => {
-            let owner = owner(file, target.as_deref())?;
-            let to = to.clone().unwrap_or_else(|| file.with_extension("min"));
-            let least = tool(shop)?.min(&owner, file, &to)?;
-            let Some(least) = least else {
-                writeln!(out, "{} breaks no law; nothing is left to shorten", file.display());
-                return Ok(ExitCode::SUCCESS);
-            };
-            let text = std::fs::read(&to).unwrap_or_default();
-            let is_script = text.starts_with(b"# exitlab");
-            if is_script {
-                out.bytes(&text);
+            return min(shop, file, target.as_deref(), to.clone(), out);
+        }
+        FuzzAction::Play { file } => {
+            if let Err(back) = fuzz::regressions::play(file) {
+                writeln!(out, "{}", back.what);
+                return Ok(ExitCode::from(1));
             }
-            let what = if is_script { "operations" } else { "bytes" };
-            writeln!(out, "{}: {} {what}: {}", to.display(), least.ops, least.cause);
-            return Ok(ExitCode::from(1));
         }
         FuzzAction::Cmin { target: name, stable } => {
             let targets = chosen(name)?;
             let hunter = build::hunter(shop, Flavour::Plain, "fuzz-any", *stable)?;
             for target in targets {
-                let (before, after) = soak::merge(shop, target, &hunter)?;
+                let (before, after) = merge::merge(shop, target, &hunter)?;
                 writeln!(out, "{}: {before} inputs, now {after}", target.name);
             }
         }
         FuzzAction::Cover { target } => cover::run(shop, &chosen(target)?, out)?,
-        FuzzAction::Speed { target } => speed::run(shop, &chosen(target)?, out)?,
+        FuzzAction::Speed { targets } => speed::run(shop, &several(targets)?, out)?,
         FuzzAction::Record { filters, file } => record::run(shop, filters, file, out)?,
         FuzzAction::Floors { target, runs, time, jobs, seed, stable, no_seeds } => {
             let time = time.as_deref().map(|text| duration("--time", text)).transpose()?;
@@ -133,9 +125,30 @@ fn duration(flag: &str, text: &str) -> Result<Duration, Failure> {
     units::duration(text).map_err(|e| Failure::input(format!("{flag} {text}: {e}")))
 }
 
-fn tool(shop: Shop<'_>) -> Result<Tool<'_>, Failure> {
-    let program = build::build(shop, Flavour::Tool, "fuzz-tool")?;
-    Ok(Tool { program, shop, environment: Vec::new() })
+/// Shortens an input as long as it breaks the same.
+fn min(
+    shop: Shop<'_>,
+    file: &Path,
+    given: Option<&str>,
+    to: Option<PathBuf>,
+    out: &mut Out,
+) -> Outcome {
+    let owner = owner(file, given)?;
+    let to = to.unwrap_or_else(|| file.with_extension("min"));
+    let judges = Judges::new(shop)?;
+    let asan = judges.judge(&owner, file)?.is_some_and(|(_, asan)| asan);
+    let Some(least) = judges.of(asan).min(&owner, file, &to)? else {
+        writeln!(out, "{} breaks no law; nothing is left to shorten", file.display());
+        return Ok(ExitCode::SUCCESS);
+    };
+    let text = std::fs::read(&to).unwrap_or_default();
+    let is_script = text.starts_with(b"# exitlab");
+    if is_script {
+        out.bytes(&text);
+    }
+    let what = if is_script { "operations" } else { "bytes" };
+    writeln!(out, "{}: {} {what}: {}", to.display(), least.ops, least.cause);
+    Ok(ExitCode::from(1))
 }
 
 /// Shows what an input does, and where that leads.
@@ -144,13 +157,20 @@ fn repro(shop: Shop<'_>, file: &Path, given: Option<&str>, out: &mut Out) -> Out
         target(name)?;
     }
     let owner = owner(file, given)?;
-    let tool = tool(shop)?;
-    let (ended, text) = tool.show(&owner, file, out)?;
+    let judges = Judges::new(shop)?;
+    let (mut ended, mut text) = judges.of(false).show(&owner, file, out)?;
+    // A fuzzer died of it, and the tool does not.
+    if ended == Some(0)
+        && let Some(asan) = judges.asan(file)?
+    {
+        writeln!(out, "\nand with AddressSanitizer:");
+        (ended, text) = asan.show(&owner, file, out)?;
+    }
     match ended {
         Some(0) => Ok(ExitCode::SUCCESS),
         Some(1) => Ok(ExitCode::from(1)),
-        Some(_) => Err(Failure::input(text)),
-        None => {
+        Some(2) => Err(Failure::input(text)),
+        _ => {
             complain(format_args!("{text}: the last operation above is the one that does it"));
             Ok(ExitCode::from(1))
         }

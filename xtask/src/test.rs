@@ -51,7 +51,10 @@ pub fn run(flags: &flags::Test, out: &mut Out) -> Outcome {
 /// Plays what the fuzzers once found, which takes no KVM.
 fn regressions(root: &Path, status: ExitCode, out: &mut Out) -> Outcome {
     let dir = root.join("fuzz/regressions");
-    let (played, back) = fuzz::regressions::play_all(&dir)
+    let own = std::env::current_exe()
+        .map_err(|e| Failure::bad(format!("cannot tell which program this is: {e}")))?;
+    let cancel = support::cancel_flag()?;
+    let (played, back) = fuzz::regressions::play_all(&dir, (&own, &["fuzz", "play"]), &cancel)
         .map_err(|e| Failure::input(format!("cannot read {}: {e}", dir.display())))?;
     for back in &back {
         writeln!(out, "{back}");

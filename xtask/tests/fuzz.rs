@@ -26,13 +26,26 @@ fn wrong_input_is_status_2_with_a_way_out() {
     wrong(&["run", "uarrt"], "the nearest is `uart`");
     wrong(&["cover", "nonsense-beyond-words"], "cargo xtask fuzz list");
     wrong(&["floors", "uarrt"], "the nearest is `uart`");
+    // The names come before anything is built.
+    wrong(&["speed", "uart", "rtc", "uarrt"], "the nearest is `uart`");
     wrong(&["run", "uart", "--time", "soon"], "--time soon");
     wrong(&["repro", "/no/such/input"], "/no/such/input cannot be read");
     wrong(&["export", "uart", "--sanitizer", "memory"], "address, coverage and none");
     let dir = tempfile::tempdir().expect("a temporary directory");
     let stray = dir.path().join("crash-0");
     fs::write(&stray, [1, 2, 3]).expect("written");
-    wrong(&["min", &stray.display().to_string()], "give --target NAME");
+    let named = |name: &str| dir.path().join(name).display().to_string();
+    wrong(&["min", &named("crash-0")], "give --target NAME");
+    wrong(&["repro", &named("")], "cannot be read: Is a directory");
+    wrong(&["repro", &named(""), "--target", "uart"], "cannot be read: Is a directory");
+    fs::write(named("empty"), "").expect("written");
+    wrong(&["min", &named("empty")], "give --target NAME");
+    fs::write(named("other.script"), "# exitlab script 1\nmachine uart\n").expect("written");
+    let other = named("other.script");
+    wrong(&["repro", &other, "--target", "rtc"], "is for a machine `uart`, and target rtc has");
+    wrong(&["repro", &other, "--target", "rtcc"], "the nearest is `rtc`");
+    fs::write(&other, "# exitlab script 1\nmachine uart\nout 0x3f8 3 0\n").expect("written");
+    wrong(&["direct", "--script", &other], "line 3, column 11");
 }
 
 #[test]
@@ -45,6 +58,36 @@ fn targets_are_listed() {
     }
     let count = text.lines().count() - 1;
     assert!(text.ends_with(&format!("{count} targets\n")), "{text}");
+}
+
+/// The value of a key of a project.yaml, and the words of the list below it.
+fn value<'a>(yaml: &'a str, key: &str) -> Option<Vec<&'a str>> {
+    let mut lines = yaml.lines().skip_while(|line| line.split(':').next() != Some(key));
+    let (_, first) = lines.next()?.split_once(':')?;
+    let list = lines.map_while(|line| line.trim_start().strip_prefix("- "));
+    Some([first].into_iter().chain(list).map(|word| word.trim().trim_matches('"')).collect())
+}
+
+/// ClusterFuzzLite asks for the language, and OSS-Fuzz also for a homepage, a contact and a repository: those
+/// are a project's own, and not here until one fills them in.
+#[test]
+fn project_yaml_says_nothing_that_is_not_so() {
+    let path = root().join(".clusterfuzzlite/project.yaml");
+    let yaml = fs::read_to_string(&path).expect("project.yaml");
+    assert_eq!(value(&yaml, "language").as_deref(), Some(&["rust"][..]));
+    assert_eq!(value(&yaml, "fuzzing_engines").as_deref(), Some(&["", "libfuzzer"][..]));
+    assert_eq!(value(&yaml, "sanitizers").as_deref(), Some(&["", "address"][..]));
+    for key in ["homepage", "primary_contact", "main_repo"] {
+        assert!(yaml.contains(&format!("{key}:")), "{key} is a line to be filled in");
+        let Some(words) = value(&yaml, key) else { continue };
+        let is_placeholder = words[0].is_empty() || words[0].contains("example.");
+        assert!(
+            !is_placeholder,
+            "{}: `{key}` is a placeholder. For OSS-Fuzz put the project's own there; ClusterFuzzLite takes none, \
+             so the line may be a comment",
+            path.display()
+        );
+    }
 }
 
 /// Builds with a nightly compiler, so `cargo xtask ci` runs it by itself.

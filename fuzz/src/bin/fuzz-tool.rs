@@ -1,5 +1,5 @@
 //! What `cargo xtask fuzz` runs in a process of its own, because an input may take the process along: shows,
-//! judges and shortens inputs, and hunts without libFuzzer. One word a command; see [`usage`].
+//! judges and shortens inputs, and hunts without libFuzzer. One word a command; `USAGE` has them.
 //!
 //! Built with the feature `planted`, it has the flaw that the environment names.
 
@@ -14,13 +14,14 @@ use fuzz::generators;
 use fuzz::judge::{self, Finding};
 use fuzz::minimise;
 use fuzz::oracles::Restores;
+use fuzz::regressions;
 use fuzz::stable::{self, Plan};
 use fuzz::targets::{self, Target};
 use vmm::script::replay::Player;
 use vmm::script::{Script, parse};
 
 const USAGE: &str = "fuzz-tool list | flaws | words TARGET | seeds TARGET DIR | show TARGET FILE | \
-    check TARGET TIMES FILE... | min TARGET FILE OUT MOST | script TARGET FILE OUT | hunt TARGET CORPUS ARTIFACTS RUNS SECONDS SEED | \
+    check TARGET TIMES FILE... | min TARGET FILE OUT MOST | play FILE | script TARGET FILE OUT | hunt TARGET CORPUS ARTIFACTS RUNS SECONDS SEED | \
     run TARGET DIR... | cmin TARGET FROM TO; TARGET may be - for a script";
 
 /// Why nothing was done; status 2.
@@ -59,6 +60,12 @@ fn command(words: &[&str]) -> Result<ExitCode, Wrong> {
             judge::listen(false);
             for file in files {
                 check(target, number(times)?, file)?;
+            }
+        }
+        ["play", file] => {
+            if let Err(back) = regressions::play(Path::new(file)) {
+                println!("{}", back.what);
+                return Ok(ExitCode::FAILURE);
             }
         }
         ["script", target, file, out] => journal(named(target)?, file, out)?,
@@ -229,7 +236,7 @@ fn min(target: &str, file: &str, out: &str, most: u64) -> Result<ExitCode, Wrong
             };
             minimise::simplify(script, most, shows).to_string().into_bytes()
         }
-        Input::Bytes(target, bytes) => minimise::bytes(bytes, most, |bytes| {
+        Input::Bytes(target, bytes) => minimise::input(target, bytes, most, |bytes| {
             judge::input(target, bytes).is_some_and(|f| f.cause == found.cause)
         }),
     };

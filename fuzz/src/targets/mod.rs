@@ -23,7 +23,7 @@ use vmm::script::{BoardSpec, Op};
 
 pub use loaders::ram as loader_ram;
 
-use crate::forms::{How, how, remake};
+use crate::forms::{How, RAW, how, remake};
 use crate::hunt::Seen;
 use crate::{Board, lab, rig, wire};
 
@@ -260,6 +260,19 @@ impl Target {
     }
 }
 
+impl Target {
+    /// An input that makes the same as this one by being it, behind this many bytes; none if there is none.
+    /// It stays what it is when other bytes come to make something else.
+    pub fn verbatim(&self, bytes: &[u8]) -> Option<(usize, Vec<u8>)> {
+        let made = self.made(bytes)?;
+        // Images have two bytes more that choose; some readers choose themselves what they read.
+        [&[RAW][..], &[RAW, 0, 0], &[]].into_iter().find_map(|before| {
+            let input = [before, &made[..]].concat();
+            (self.made(&input).as_ref() == Some(&made)).then_some((before.len(), input))
+        })
+    }
+}
+
 /// How many inputs were read, and how many of them refused, after the first [`Share::WARM`].
 #[derive(Debug)]
 struct Share {
@@ -409,6 +422,18 @@ mod tests {
 
     use super::*;
     use crate::mutate::Rng;
+
+    #[test]
+    fn what_is_made_can_be_said_verbatim() {
+        let mut rng = Rng::new(2);
+        for target in ALL.iter().filter(|target| target.board().is_none()) {
+            for n in 0..50 {
+                let bytes: Vec<u8> = (0..n).map(|_| rng.byte()).collect();
+                let (before, input) = target.verbatim(&bytes).expect("every reader takes it");
+                assert_eq!(Some(input[before..].to_vec()), target.made(&bytes), "{}", target.name);
+            }
+        }
+    }
 
     #[test]
     fn what_is_made_sound_is_taken() {

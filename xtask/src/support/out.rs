@@ -20,6 +20,12 @@ impl Out {
         Out { to: Box::new(io::stdout()), error: None }
     }
 
+    /// Output that nobody reads.
+    #[cfg(test)]
+    pub fn nowhere() -> Out {
+        Out { to: Box::new(io::sink()), error: None }
+    }
+
     /// What `write!` and `writeln!` call. Nothing is written after the first error.
     pub fn write_fmt(&mut self, text: fmt::Arguments<'_>) {
         if self.error.is_none() {

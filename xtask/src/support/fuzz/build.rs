@@ -76,6 +76,8 @@ pub enum Flavour {
     Planted,
     /// The tool, with the stable compiler.
     Tool,
+    /// The tool with AddressSanitizer, for findings that nothing else sees.
+    ToolAsan,
     /// The tool with flaws.
     ToolPlanted,
     /// The tool with the compiler's counters of regions.
@@ -96,6 +98,7 @@ impl Flavour {
             Flavour::Plain => "target/fuzz",
             Flavour::Planted => "target/fuzz-planted",
             Flavour::Tool => "target/fuzz-tool",
+            Flavour::ToolAsan => "target/fuzz-tool-asan",
             Flavour::ToolPlanted => "target/fuzz-tool-planted",
             Flavour::Cover => "target/fuzz-cover",
             Flavour::Profile => "target/fuzz-profile",
@@ -114,6 +117,7 @@ impl Flavour {
             }
             Flavour::Plain | Flavour::Planted => "-Cdebug-assertions -Zub-checks=no --cfg fuzzing",
             Flavour::Tool | Flavour::ToolPlanted => "-Cdebug-assertions",
+            Flavour::ToolAsan => "-Cdebug-assertions -Zsanitizer=address",
             Flavour::Cover | Flavour::Profile => {
                 "-Cdebug-assertions -Cinstrument-coverage --cfg fuzzing"
             }
@@ -129,7 +133,7 @@ impl Flavour {
         match self {
             Flavour::Asan | Flavour::Plain | Flavour::Profile => "libfuzzer",
             Flavour::Planted => "libfuzzer,planted",
-            Flavour::Tool | Flavour::Cover => "",
+            Flavour::Tool | Flavour::ToolAsan | Flavour::Cover => "",
             Flavour::ToolPlanted => "planted",
         }
     }

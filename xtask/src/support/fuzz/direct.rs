@@ -1,11 +1,13 @@
 //! Scripts that guests do with real instructions under KVM: whether the board and they say the same.
 
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use fuzz::direct::{self, Difference, Preparer, Why};
+use fuzz::direct::{self, Difference, Prepared, Preparer, Why};
 use fuzz::generators::{self, MAX_OPS};
+use fuzz::minimise;
 use fuzz::mutate::Rng;
 use fuzz::targets::{self, Target};
 use payload_abi::ExitValue;
@@ -15,10 +17,13 @@ use testcases::runner::shell_line;
 use vmm::script::{self, BoardSpec, Op, Script};
 
 use super::{Shop, build, cannot};
+use crate::support::out::complain;
 use crate::support::{self, Failure, Out, cargo};
 
 /// About how many a guest does in one boot: starting one costs as much as some hundred of them.
 const BATCH: usize = 2000;
+/// How many boots a script that differs is shortened in.
+const BOOTS: usize = 150;
 /// How long a guest may take: the slowest KVM needs a millisecond an operation.
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -215,7 +220,7 @@ fn one(
             }
             Err(found) => {
                 good = false;
-                tell(guests.shop, &file, prepared.script, &found, out)?;
+                tell(guests, &file, prepared.script, found, out)?;
             }
         }
     }
@@ -235,23 +240,63 @@ fn one(
     Ok(good)
 }
 
-/// Says what differs, and keeps the script up to there.
+/// Says what differs, and keeps the least script that does.
 fn tell(
-    shop: Shop<'_>,
+    guests: &Guests<'_>,
     name: &str,
     mut script: Script,
-    found: &Found,
+    found: Found,
     out: &mut Out,
 ) -> Result<(), Failure> {
-    let Found { difference, log } = found;
-    if let Some(op) = difference.op {
+    if let Some(op) = found.difference.op {
         script.steps.truncate(op + 1);
     }
-    let file = build::directory(shop.artifacts("direct"))?.join(format!("{name}.script"));
-    std::fs::write(&file, script.to_string()).map_err(cannot("write the script", &file))?;
-    let shown = file.strip_prefix(shop.root).unwrap_or(&file).display();
-    writeln!(out, "{difference}\n{log}\n  again: cargo xtask fuzz direct --script {shown}");
-    Ok(())
+    let dir = build::directory(guests.shop.artifacts("direct"))?;
+    let file = dir.join(format!("{name}.script"));
+    let keep = |script: &Script| {
+        std::fs::write(&file, script.to_string()).map_err(cannot("write the script", &file))
+    };
+    // Shortening takes a while, and may be stopped.
+    keep(&script)?;
+    complain(format_args!("{}: shortening {}", found.difference, file.display()));
+    let (Found { difference, log }, note) = match shorter(guests, &script) {
+        Some((least, found)) => {
+            keep(&least)?;
+            (found, format!("{} operations", least.steps.len()))
+        }
+        None => (found, format!("{} operations, which did not show it again", script.steps.len())),
+    };
+    let shown = file.strip_prefix(guests.shop.root).unwrap_or(&file).display();
+    writeln!(out, "{difference}\n{log}\n  {note}; again: cargo xtask fuzz direct --script {shown}");
+    if guests.shop.stopped() { Err(Failure::stopped()) } else { Ok(()) }
+}
+
+/// The least script that a guest does otherwise than the board, and what differs then: operations are left out
+/// and made simpler, with a boot for each try. None, if not even this one shows it by itself.
+fn shorter(guests: &Guests<'_>, script: &Script) -> Option<(Script, Found)> {
+    let last = RefCell::new(None);
+    let shows = |tried: &Script| {
+        if guests.shop.stopped() {
+            return false;
+        }
+        // A guest that ends otherwise than it was meant to is not what is looked for.
+        let played = guests.play("shorter", &prepared(tried.clone()).script);
+        let Ok(Err(found)) = played else { return false };
+        last.replace(Some(found));
+        true
+    };
+    if !shows(script) {
+        return None;
+    }
+    let least = minimise::simplify(script, BOOTS, shows);
+    last.into_inner().map(|found| (least, found))
+}
+
+/// A script as a guest can do it, on a PC like the board that it names.
+fn prepared(script: Script) -> Prepared {
+    let mut preparer = Preparer::new(&direct::board(&targets::board(script.board.clone())));
+    preparer.add(direct::ops_of(script));
+    preparer.finish()
 }
 
 /// Has a guest do the script in a file, on a PC like the board that it names.
@@ -267,9 +312,7 @@ pub fn again(
     out: &mut Out,
 ) -> Result<bool, Failure> {
     let script = super::script(file)?;
-    let mut preparer = Preparer::new(&direct::board(&targets::board(script.board.clone())));
-    preparer.add(direct::ops_of(script));
-    let prepared = preparer.finish();
+    let prepared = prepared(script);
     for (why, n) in Why::ALL.iter().zip(prepared.left_out).filter(|(_, n)| *n > 0) {
         writeln!(out, "left out: {n} {}", why.words());
     }

@@ -21,7 +21,7 @@ pub const EXECUTION: Duration = Duration::from_secs(10);
 /// and 256 MiB of it, as it likes best, would be new pages for each input.
 const ASAN_OPTIONS: (&str, &str) = ("ASAN_OPTIONS", "quarantine_size_mb=16:malloc_context_size=8");
 
-/// The most memory that a fuzzer may take, in MiB.
+/// The most memory that a fuzzer may take. MiB.
 const MEMORY: u32 = 2048;
 
 /// How much longer than it was asked to a fuzzer may take to end.
@@ -140,7 +140,7 @@ pub fn hunt(
 ) -> Hunted {
     let mut command = match hunter {
         Hunter::LibFuzzer(program) => {
-            let mut command = start(program, hunt.cpu);
+            let mut command = start(program, hunt.cpu, None);
             command.env("EXITLAB_FUZZ_TARGET", hunt.target);
             command.arg(format!("-artifact_prefix={}/", hunt.artifacts.display()));
             command.arg(format!("-timeout={}", hunt.execution.as_secs()));
@@ -161,7 +161,7 @@ pub fn hunt(
             command
         }
         Hunter::Stable(tool) => {
-            let mut command = start(tool, hunt.cpu);
+            let mut command = start(tool, hunt.cpu, Some(MEMORY));
             let runs = if hunt.runs == 0 { u64::MAX } else { hunt.runs };
             command.args(["hunt", hunt.target]).args(hunt.corpus.first()).arg(hunt.artifacts);
             command.args([runs, hunt.time.as_secs(), hunt.seed.into()].map(|n| n.to_string()));
@@ -193,14 +193,22 @@ pub fn hunt(
 /// SIGXCPU.
 const XCPU: u8 = 24;
 
-/// A program that gets so much processor time and then SIGXCPU, and whose time is told at its end. A shell
-/// can do that, and nothing here needs to be unsafe for it.
-pub fn start(program: &Path, cpu: Option<Duration>) -> Command {
-    let Some(cpu) = cpu else { return Command::new(program) };
+/// A program that gets so much processor time and then SIGXCPU, whose time is told at its end, and that gets
+/// so many MiB of addresses. A shell can do that, and nothing here needs to be unsafe for it.
+pub fn start(program: &Path, cpu: Option<Duration>, memory: Option<u32>) -> Command {
+    let mut script = "ulimit -c 0; ".to_owned();
+    if let Some(cpu) = cpu {
+        script += &format!("ulimit -S -t {}; ", cpu.as_secs().max(1));
+    }
+    if let Some(memory) = memory {
+        script += &format!("ulimit -v {}; ", u64::from(memory) << 10);
+    }
+    script += match (cpu, memory) {
+        (None, None) => return Command::new(program),
+        (None, Some(_)) => "exec \"$0\" \"$@\"",
+        (Some(_), _) => "\"$0\" \"$@\"; s=$?; times >&2; exit $s",
+    };
     let mut command = Command::new("sh");
-    let seconds = cpu.as_secs().max(1);
-    let script =
-        format!("ulimit -c 0; ulimit -S -t {seconds}; \"$0\" \"$@\"; s=$?; times >&2; exit $s");
     command.args(["-c", &script]).arg(program);
     command
 }
@@ -208,6 +216,12 @@ pub fn start(program: &Path, cpu: Option<Duration>) -> Command {
 /// Whether a program that [`start`] began ended because its processor time was up.
 pub fn is_up(ended: &Ended) -> bool {
     *ended == Ended::Exited(128 + XCPU)
+}
+
+/// Whether a line is the shell's word on the time that a program of [`start`] took.
+pub fn is_times(line: &str) -> bool {
+    line.split_once(' ')
+        .is_some_and(|(user, system)| shells(user).is_some() && shells(system.trim()).is_some())
 }
 
 /// A time as the shell's `times` writes it: 1m2.345s.
@@ -308,6 +322,7 @@ mod tests {
             Stat { runs: 500, edges: 0, features: 31, inputs: 9, ..Stat::default() }
         );
         assert!(!said.push(b"# a comment\nnothing\n"));
+        assert!(is_times("0m0.001s 0m0.002s") && !is_times("0m of 1s"));
         said.push(b"0m0.001s 0m0.002s\n1m4.500s 0m0.250s\n");
         assert_eq!(said.cpu, Some(Duration::from_millis(64_750)));
     }
@@ -322,7 +337,7 @@ mod tests {
 
     #[test]
     fn processor_time_is_bounded() {
-        let mut command = start(Path::new("sh"), Some(Duration::from_secs(1)));
+        let mut command = start(Path::new("sh"), Some(Duration::from_secs(1)), None);
         command.args(["-c", "while :; do :; done"]);
         let (limit, cancel) = (Duration::from_secs(300), AtomicBool::new(false));
         let ended = process::run(&mut command, limit, &cancel, &mut |_, _| {});

@@ -11,11 +11,13 @@ pub mod export;
 pub mod floors;
 pub mod lines;
 pub mod llvm;
+pub mod merge;
 pub mod planted;
 pub mod record;
 pub mod run;
 pub mod soak;
 pub mod speed;
+pub mod state;
 pub mod status;
 pub mod tool;
 pub mod triage;
@@ -83,6 +85,23 @@ pub fn chosen(name: &str) -> Result<Vec<&'static Target>, Failure> {
     if name == "all" { Ok(targets::ALL.to_vec()) } else { Ok(vec![target(name)?]) }
 }
 
+/// The targets that several names mean, each once.
+///
+/// # Errors
+///
+/// One of them is no target's.
+pub fn several(names: &[String]) -> Result<Vec<&'static Target>, Failure> {
+    let mut all: Vec<&Target> = Vec::new();
+    for name in names {
+        for target in chosen(name)? {
+            if all.iter().all(|other| other.name != target.name) {
+                all.push(target);
+            }
+        }
+    }
+    Ok(all)
+}
+
 /// Whose input a file is: the target whose directory it lies in, or the one given.
 ///
 /// # Errors
@@ -90,11 +109,22 @@ pub fn chosen(name: &str) -> Result<Vec<&'static Target>, Failure> {
 /// Neither is a target, and it is no script, which says itself what it is for.
 pub fn owner(file: &Path, given: Option<&str>) -> Result<String, Failure> {
     let shown = file.display();
-    if let Some(name) = given {
-        return Ok(target(name)?.name.to_owned());
-    }
+    let given = given.map(target).transpose()?;
     let bytes = std::fs::read(file)
         .map_err(|e| Failure::input(format!("input {shown} cannot be read: {e}")))?;
+    if let Some(target) = given {
+        let board = target.board().map(|board| board.spec.kind);
+        let of = vmm::script::parse(&bytes).ok().map(|script| script.board.kind);
+        return match (board, of) {
+            // It would be played on its own board, and not on this target's.
+            (Some(board), Some(of)) if board != of => Err(Failure::input(format!(
+                "script {shown} is for a machine `{of}`, and target {} has a machine `{board}`; without \
+                 --target it is played on its own",
+                target.name
+            ))),
+            _ => Ok(target.name.to_owned()),
+        };
+    }
     let parts = file.components().rev().skip(1).filter_map(|part| part.as_os_str().to_str());
     let by_place = parts.take(2).find_map(targets::named);
     match by_place {

@@ -74,8 +74,7 @@ pub struct Options<'a> {
 ///
 /// There is no such flaw, or something cannot be built or written.
 pub fn run(shop: Shop<'_>, options: &Options<'_>, out: &mut Out) -> Result<bool, Failure> {
-    let program = build::build(shop, Flavour::ToolPlanted, "fuzz-tool")?;
-    let tool = Tool { program, shop, environment: Vec::new() };
+    let tool = Tool::new(shop, Flavour::ToolPlanted)?;
     let flaws = parse(&tool.ask(&["flaws"], Duration::from_secs(60))?);
     let flaws = choose(flaws, options.names)?;
     let hunter = build::hunter(shop, Flavour::Planted, "fuzz-any", options.stable)?;

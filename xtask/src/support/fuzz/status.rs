@@ -1,6 +1,6 @@
 //! A soak's page: one file without scripts, pictures or anything from elsewhere.
 
-use super::soak::{Known, Point, State};
+use super::state::{Known, Moment, State};
 
 /// Width and height of a curve. Pixels.
 const SIZE: (f64, f64) = (220.0, 44.0);
@@ -22,6 +22,7 @@ pub fn page(state: &State, now: u64) -> String {
         ago(last, now),
         state.crashes.len(),
     );
+    text += &all(state);
     text += "<h2>Crashes</h2>\n";
     if state.crashes.is_empty() {
         text += "<p>None.</p>\n";
@@ -60,13 +61,22 @@ pub fn page(state: &State, now: u64) -> String {
 
 const STYLE: &str = "body{font:14px system-ui,sans-serif;margin:2em;color:#222;background:#fff}\
 table{border-collapse:collapse}td,th{padding:.25em .7em;text-align:left;border-bottom:1px solid #ddd}\
-.n{text-align:right;font-variant-numeric:tabular-nums}polyline{fill:none;stroke:#06c;stroke-width:1.5}\n\
+.n{text-align:right;font-variant-numeric:tabular-nums}figure{display:inline-block;margin:0 2em 1em 0}polyline{fill:none;stroke:#06c;stroke-width:1.5}\n\
 @media(prefers-color-scheme:dark){body{color:#ddd;background:#111}td,th{border-color:#333}polyline{stroke:#6af}}\n";
 
 fn row(name: &str, known: &Known, now: u64) -> String {
     let deaths = match known.deaths {
         0 => "0".to_owned(),
         n => format!("<span title=\"{}\">{n}</span>", escape(&known.last_death)),
+    };
+    // Without libFuzzer nobody sees edges.
+    let edges = known.edges > 0;
+    let points: Vec<(u64, u64)> =
+        known.curve.iter().map(|p| (p.at, if edges { p.edges } else { p.answers })).collect();
+    let what = if edges { "edges" } else { "answers" };
+    let reached = match what {
+        "edges" => known.edges.to_string(),
+        answers => format!("{} {answers}", known.answers),
     };
     format!(
         "<tr><td>{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td>\
@@ -75,29 +85,52 @@ fn row(name: &str, known: &Known, now: u64) -> String {
         thousands(known.executions),
         span(known.seconds),
         thousands(known.executions / known.seconds.max(1)),
-        known.edges,
-        curve(&known.curve),
+        reached,
+        curve(&points, what),
         known.inputs,
         ago(known.last_find, now)
     )
 }
 
-/// A curve as SVG, from 0 to its highest.
-fn curve(points: &[Point]) -> String {
+/// What all targets came to, over the time.
+fn all(state: &State) -> String {
+    type Of = fn(&Moment) -> u64;
+    let curves: [(&str, Of); 3] = [
+        ("executions", |m| m.executions),
+        ("causes of crashes", |m| m.crashes),
+        ("s since the last find", |m| m.idle),
+    ];
+    let mut text = "<h2>All targets</h2>\n<div class=\"all\">\n".to_owned();
+    for (what, of) in curves {
+        let points: Vec<(u64, u64)> =
+            state.moments.iter().map(|m| (m.at.saturating_sub(state.since), of(m))).collect();
+        let most = points.iter().map(|p| p.1).max().unwrap_or(0);
+        let last = points.last().map_or(0, |p| p.1);
+        let (last, most) = (thousands(last), thousands(most));
+        text += &format!(
+            "<figure>{}<figcaption>{what}: {last}, at most {most}</figcaption></figure>\n",
+            curve(&points, what)
+        );
+    }
+    text + "</div>\n"
+}
+
+/// A curve as SVG, from 0 to its highest; `points` are seconds and values.
+fn curve(points: &[(u64, u64)], what: &str) -> String {
     let (width, height) = SIZE;
-    let most_at = points.last().map_or(1, |p| p.at).max(1) as f64;
-    let most = points.iter().map(|p| p.edges).max().unwrap_or(1).max(1) as f64;
-    let at = |p: &Point| {
-        let x = p.at as f64 / most_at * width;
-        let y = height - 2.0 - p.edges as f64 / most * (height - 4.0);
+    let most_at = points.last().map_or(1, |p| p.0).max(1);
+    let most = points.iter().map(|p| p.1).max().unwrap_or(0);
+    let at = |&(at, value): &(u64, u64)| {
+        let x = at as f64 / most_at as f64 * width;
+        let y = height - 2.0 - value as f64 / most.max(1) as f64 * (height - 4.0);
         format!("{x:.1},{y:.1}")
     };
     let line: Vec<String> = ["0,42".to_owned()].into_iter().chain(points.iter().map(at)).collect();
     format!(
-        "<svg width=\"{width}\" height=\"{height}\" role=\"img\"><title>{} edges after {}</title>\
+        "<svg width=\"{width}\" height=\"{height}\" role=\"img\"><title>{} {what} after {}</title>\
          <polyline points=\"{}\"/></svg>",
         most,
-        span(most_at as u64),
+        span(most_at),
         line.join(" ")
     )
 }
@@ -136,24 +169,40 @@ fn ago(then: u64, now: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::support::fuzz::soak::Crash;
+    use crate::support::fuzz::state::{Crash, Point};
 
     #[test]
     fn the_page_needs_nothing_from_elsewhere() {
         let mut state = State { since: 1000, starts: 2, ..State::default() };
         let curve =
-            vec![Point { at: 60, edges: 90, inputs: 9 }, Point { at: 120, edges: 100, inputs: 10 }];
-        let known =
-            Known { executions: 1_234_567, seconds: 120, edges: 100, curve, ..Known::default() };
+            [(60, 90), (120, 100)].map(|(at, edges)| Point { at, edges, inputs: 9, answers: 0 });
+        let known = Known {
+            executions: 1_234_567,
+            seconds: 120,
+            edges: 100,
+            curve: curve.into(),
+            ..Known::default()
+        };
         state.targets.insert("uart".into(), known);
         let crash =
             Crash { target: "rtc".into(), times: 3, first: 2000, last: 2100, file: "f".into() };
         state.crashes.insert("rtc: panic: <script> & \"N\"".into(), crash);
         state.back.push("fuzz/regressions/x.script: again".into());
+        let stable = Point { at: 9, edges: 0, inputs: 2, answers: 77 };
+        let stable = Known { answers: 77, curve: vec![stable], ..Known::default() };
+        state.targets.insert("rtc".into(), stable);
+        let moment = |at, executions| Moment { at, executions, crashes: 1, idle: 0 };
+        state.moments = vec![moment(1050, 500), moment(1100, 1000)];
         let page = page(&state, 4000);
-        for part in
-            ["1\u{2009}234\u{2009}567", "<polyline points=\"0,42 110.0,", "are back", "uart"]
-        {
+        for part in [
+            "1\u{2009}234\u{2009}567",
+            "<polyline points=\"0,42 110.0,",
+            "are back",
+            "uart",
+            "77 answers after 9 s",
+            "executions: 1\u{2009}000, at most 1\u{2009}000",
+            "<polyline points=\"0,42 110.0,22.0 220.0,2.0\"",
+        ] {
             assert!(page.contains(part), "{part}: {page}");
         }
         assert!(page.contains("&lt;script&gt; &amp; &quot;N&quot;") && !page.contains("<script"));

@@ -2,14 +2,15 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use fuzz::minimise;
+use fuzz::targets;
 use testcases::bounded::Bounded;
 use testcases::process::{self, Ended, Stream};
 use vmm::script::parse;
 
+use super::build::{self, Flavour};
 use super::{Shop, cannot, engine};
 use crate::support::{Failure, Out};
 
@@ -21,7 +22,14 @@ const SHORTEN: Duration = Duration::from_secs(60);
 const BUSY: u32 = 20;
 /// How long an input may take to be shown.
 const SHOW: Duration = Duration::from_secs(20);
-/// How often an input that takes the process along is tried, a process each time.
+/// The most memory that an input may take in the tool, in MiB: more than any takes that is sound, and little
+/// enough to be filled before the time is up.
+const MEMORY: u32 = 1024;
+/// What AddressSanitizer is told: it is to end a process that takes too much, and not to ask for stacks, which
+/// take a program that is rarely there.
+const ASAN_OPTIONS: &str = "hard_rss_limit_mb=1024:quarantine_size_mb=16:symbolize=0:exitcode=99";
+/// How often an input that does not end is tried, a process each time; others that take the process along are
+/// tried ten times as often.
 const TRIES: usize = 80;
 
 /// Why an input is a finding; the tool's, or that it takes the process along.
@@ -61,14 +69,31 @@ pub struct Tool<'a> {
     pub shop: Shop<'a>,
     /// What names the flaw, if it has one.
     pub environment: Vec<(String, String)>,
+    /// The most memory that an input may take, in MiB, where the program's addresses can be bounded.
+    pub memory: Option<u32>,
 }
 
-impl Tool<'_> {
+impl<'a> Tool<'a> {
+    /// Builds the tool, in one of its flavours.
+    ///
+    /// # Errors
+    ///
+    /// It does not build.
+    pub fn new(shop: Shop<'a>, flavour: Flavour) -> Result<Tool<'a>, Failure> {
+        let program = build::build(shop, flavour, "fuzz-tool")?;
+        // AddressSanitizer takes most of all addresses for itself, and counts pages instead.
+        let (environment, memory) = match flavour {
+            Flavour::ToolAsan => (vec![("ASAN_OPTIONS".into(), ASAN_OPTIONS.into())], None),
+            _ => (Vec::new(), Some(MEMORY)),
+        };
+        Ok(Tool { program, shop, environment, memory })
+    }
+
     /// Runs it, with so much processor time; what it said on standard output and on standard error.
     fn run(&self, args: &[&std::ffi::OsStr], limit: Duration) -> (Ended, String, String) {
         let (mut out, mut err) = (Vec::new(), Vec::new());
         // Processor time, so that a machine that is busy gives the same answer; and some time in all.
-        let mut command = engine::start(&self.program, Some(limit));
+        let mut command = engine::start(&self.program, Some(limit), self.memory);
         let limit = limit.saturating_mul(BUSY);
         command.args(args).envs(self.environment.iter().map(|(k, v)| (k, v)));
         let ended = process::run(&mut command, limit, self.shop.cancel, &mut |stream, bytes| {
@@ -79,7 +104,9 @@ impl Tool<'_> {
             }
         });
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        (ended, text(&out), text(&err))
+        let err: Vec<String> =
+            text(&err).lines().filter(|line| !engine::is_times(line)).map(str::to_owned).collect();
+        (ended, text(&out), err.join("\n"))
     }
 
     /// Runs a command that says something on standard output.
@@ -112,7 +139,7 @@ impl Tool<'_> {
         file: &Path,
         out: &mut Out,
     ) -> Result<(Option<u8>, String), Failure> {
-        let mut command = Command::new(&self.program);
+        let mut command = engine::start(&self.program, None, self.memory);
         command.arg("show").arg(target).arg(file);
         command.envs(self.environment.iter().map(|(k, v)| (k, v)));
         let mut said = Bounded::new(4 << 10, 4 << 10);
@@ -126,7 +153,10 @@ impl Tool<'_> {
         match ended {
             Ended::Cancelled => Err(Failure::stopped()),
             Ended::Exited(status @ 0..=2) => Ok((Some(status), said)),
-            ended => Ok((None, ended.to_string())),
+            ended => {
+                let why = died_of(&said).map(|(law, what)| format!("{law}: {what}: "));
+                Ok((None, format!("{}{ended}", why.unwrap_or_default())))
+            }
         }
     }
 
@@ -151,23 +181,22 @@ impl Tool<'_> {
         let words: [&std::ffi::OsStr; 4] =
             ["check".as_ref(), target.as_ref(), times_word.as_ref(), file.as_ref()];
         let died = |law: &str, what: String| {
-            let cause = Cause { device: owner_of(target), law: law.into(), what };
+            let cause = Cause { device: owner_of(target, file), law: law.into(), what };
             Ok(Some(Judged { cause, ops: ops_of(file), times: 1 }))
         };
-        match self.run(&words, limit) {
+        let ran = self.run(&words, limit);
+        if let Some((law, what)) = died_of(&ran.2).filter(|_| ran.0 != Ended::Exited(0)) {
+            return died(law, what);
+        }
+        match ran {
             (Ended::Exited(0), out, _) => Ok(judged(&out)),
             (Ended::Cancelled, ..) => Err(Failure::stopped()),
             (ended, ..) if engine::is_up(&ended) || matches!(ended, Ended::Killed { .. }) => {
                 died("bounds", format!("no end in {} s", JUDGE.as_secs()))
             }
             // The shell's word for a signal.
-            (Ended::Exited(status @ 129..), _, err) => {
-                let signal = status - 128;
-                let deep = err.contains("overflowed its stack");
-                died(
-                    "panic",
-                    if deep { "stack overflow".into() } else { format!("signal {signal}") },
-                )
+            (Ended::Exited(status @ 129..), ..) => {
+                died("panic", format!("signal {}", status - 128))
             }
             (Ended::Exited(2), _, err) => {
                 let err = err.trim();
@@ -213,6 +242,8 @@ impl Tool<'_> {
             self.run(&words, JUDGE);
         }
         let tried = out.with_extension("tried");
+        // One that does not end costs all the time it gets.
+        let tries = if first.cause.what.starts_with("no end") { TRIES } else { TRIES * 10 };
         let shows = |bytes: &[u8]| {
             fs::write(&tried, bytes).is_ok()
                 // Twice as long, so that what stays does not end just in time for the next one who asks.
@@ -224,9 +255,12 @@ impl Tool<'_> {
         let least = match parse(&text) {
             Ok(script) if shows(&text) => {
                 let shows = |script: &_| shows(format!("{script}").as_bytes());
-                minimise::simplify(&script, TRIES, shows).to_string().into_bytes()
+                minimise::simplify(&script, tries, shows).to_string().into_bytes()
             }
-            _ => minimise::bytes(&bytes, TRIES, shows),
+            _ => match targets::named(target) {
+                Some(target) => minimise::input(target, &bytes, tries, shows),
+                None => minimise::bytes(&bytes, tries, shows),
+            },
         };
         fs::write(out, least).map_err(cannot("write", out))?;
         // A leftover costs nobody anything.
@@ -236,8 +270,31 @@ impl Tool<'_> {
 }
 
 /// The device of what takes the process along: the board's name is the best that is known.
-fn owner_of(target: &str) -> String {
-    if target == "-" { "board".to_owned() } else { target.to_owned() }
+fn owner_of(target: &str, file: &Path) -> String {
+    if target != "-" {
+        return target.to_owned();
+    }
+    let script = parse(&fs::read(file).unwrap_or_default());
+    let kind = script.ok().map(|script| script.board.kind);
+    let named = kind.filter(|kind| targets::named(kind).is_some());
+    named.map_or_else(|| "board".to_owned(), |kind| kind.to_string())
+}
+
+/// What a process that died said of it: the law, and what it looks like.
+fn died_of(err: &str) -> Option<(&'static str, String)> {
+    if err.contains("overflowed its stack") || err.contains("AddressSanitizer: stack-overflow") {
+        return Some(("panic", "stack overflow".to_owned()));
+    }
+    let no_memory =
+        ["memory allocation of", "hard rss limit exhausted", "AddressSanitizer: out of memory"];
+    if no_memory.iter().any(|words| err.contains(words)) {
+        return Some(("bounds", format!("takes more than {} MiB of memory", MEMORY)));
+    }
+    if err.contains("LeakSanitizer: detected memory leaks") {
+        return Some(("memory", "leak".to_owned()));
+    }
+    let kind = err.split_once("ERROR: AddressSanitizer: ")?.1.split_whitespace().next()?;
+    Some(("memory", kind.to_owned()))
 }
 
 /// Operations of a script; bytes of what is none.
@@ -258,6 +315,19 @@ fn judged(out: &str) -> Option<Judged> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn how_a_process_died_is_understood() {
+        let of = |err| died_of(err).map(|(law, what)| format!("{law}: {what}"));
+        assert_eq!(of("0m0.1s 0m0.0s\n"), None);
+        let deep = "\nthread 'main' has overflowed its stack\nfatal runtime error";
+        assert_eq!(of(deep).as_deref(), Some("panic: stack overflow"));
+        let much = Some("bounds: takes more than 1024 MiB of memory");
+        assert_eq!(of("memory allocation of 1048576 bytes failed\n").as_deref(), much);
+        assert_eq!(of("==7==AddressSanitizer: hard rss limit exhausted (1024Mb)").as_deref(), much);
+        let freed = "==7==ERROR: AddressSanitizer: heap-use-after-free on address 0x1";
+        assert_eq!(of(freed).as_deref(), Some("memory: heap-use-after-free"));
+    }
 
     #[test]
     fn the_tools_lines_are_read() {
