@@ -3,6 +3,8 @@
 //! `cargo bench -p benches --bench board` measures [`Machine::handle`] in time, and
 //! `cargo run --release -p benches --bin count` in instructions, which repeat exactly.
 
+pub mod steps;
+
 use std::sync::Arc;
 
 use vmm::access::{Access, Size, Space};

@@ -28,7 +28,7 @@ use crate::host::console::OutputQueue;
 use crate::host::contents::Contents;
 use crate::host::events::{EndSignals, Wake};
 use crate::host::memory;
-use crate::hv::kvm::{CurrentVm, Host, Irqchip, KvmConfig, KvmLab, KvmVcpu};
+use crate::hv::kvm::{Bare, CurrentVm, Host, Irqchip, KvmConfig, KvmLab, KvmVcpu};
 use crate::hv::{Vcpu, Vm};
 use crate::lab::Relay;
 use crate::machine::{Backplane, Context, IommuConfig, Machine, PcConfig, PciDevice, acpi, pc};
@@ -76,6 +76,8 @@ pub struct Options {
     pub trace: Option<PathBuf>,
     /// The guest may ask for calls about itself.
     pub lab: bool,
+    /// Accesses are not answered where the guest says so: see [`Bare`].
+    pub bare: bool,
     /// A guest whose every vCPU is halted with interrupts off goes on: an NMI may come.
     pub keep_halted: bool,
     /// The guest finds ACPI tables, and sleeps in S3 until something wakes it. Without them, going to
@@ -238,6 +240,10 @@ impl Running<'_> {
                     // to whoever joins the thread.
                     let _guard = EndOnPanic(control, None);
                     match lab {
+                        None if options.bare => {
+                            let mut vcpu = Bare::new(vcpu);
+                            control.run(index, &mut vcpu, &mut cx, &driver, ram)
+                        }
                         None => {
                             let driver = saboteur.around(driver);
                             control.run(index, &mut vcpu, &mut cx, &driver, ram)

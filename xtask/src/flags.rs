@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub use crate::support::bench::flags::{Bench, BenchAction, Counted, Exact};
+
 /// exitlab: tests, fuzzing and measurements around a KVM virtual machine monitor.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", disable_help_subcommand = true)]
@@ -34,6 +36,8 @@ pub enum Command {
     Host(HostCommand),
     /// Fuzzes devices and parsers, and makes regressions of what is found.
     Fuzz(Fuzz),
+    /// Measures what exits cost.
+    Bench(Bench),
 }
 
 /// Where cases run, in the order of a report's columns.

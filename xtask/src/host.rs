@@ -2,14 +2,13 @@
 //! command.
 
 use std::io::Write;
-use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::ExitCode;
 
 use hosts::machine::Machine;
 use hosts::name::Name;
 use hosts::plan::Params;
-use hosts::session::Ending;
+use hosts::programs::Kind;
 use testcases::facts::HostFacts;
 use testcases::job::Task;
 use testcases::process::Stream;
@@ -57,7 +56,7 @@ fn with(make: &flags::Make, work: impl FnOnce(&Workshop<'_>) -> Outcome) -> Outc
     let root = support::root();
     let catalog = support::payloads(&root)?;
     let cancel = support::cancel_flag()?;
-    work(&Workshop { root: &root, catalog: &catalog, make, sabotage: false, cancel: &cancel })
+    work(&Workshop { root: &root, catalog: &catalog, make, kind: Kind::Cases, cancel: &cancel })
 }
 
 /// What a machine is made of.
@@ -182,23 +181,12 @@ fn command_on(
     shop: &Workshop<'_>,
     out: &mut Out,
 ) -> Outcome {
-    let task = Task::Command(words.to_vec());
-    let session = machine.boot(task, params, &[shop.cancel], &mut |envelope| {
-        if let Message::Output { stream, bytes } = envelope.message {
-            match stream {
-                Stream::Out => out.bytes(&bytes),
-                // A closed standard error is no reason to fail.
-                Stream::Err => drop(std::io::stderr().write_all(&bytes)),
-            }
+    let status = emulated::command(machine, params, words, shop.cancel, &mut |stream, bytes| {
+        match stream {
+            Stream::Out => out.bytes(bytes),
+            // A closed standard error is no reason to fail.
+            Stream::Err => drop(std::io::stderr().write_all(bytes)),
         }
-        ControlFlow::Continue(())
-    });
-    let session = session.map_err(failure)?;
-    match session.ending {
-        Ending::Done(status) => {
-            session.troubles.iter().for_each(complain);
-            Ok(ExitCode::from(status))
-        }
-        ref ending => Err(failure(machine.failed(ending, &session))),
-    }
+    })?;
+    Ok(ExitCode::from(status))
 }

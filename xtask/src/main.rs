@@ -1,6 +1,7 @@
 //! Every command a person types: `cargo xtask COMMAND`. The flags are in [`flags`]; each command is a
 //! file of its name.
 
+mod bench;
 mod ci;
 mod coverage_map;
 mod doctor;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
         flags::Command::CoverageMap(flags) => coverage_map::run(&flags, &mut out),
         flags::Command::Host(flags) => host::run(&flags, &mut out),
         flags::Command::Fuzz(flags) => fuzz::run(&flags, &mut out),
+        flags::Command::Bench(flags) => bench::run(&flags, &mut out),
     };
     // What the command itself has to tell comes before what became of its output.
     outcome.and_then(|status| out.end().map(|()| status)).unwrap_or_else(|failure| {

@@ -19,6 +19,17 @@ const TARGET_DIR: &str = "target/hosts/build";
 const STATIC_LIBC: &str = "static programs need a static C library: libc6-dev has it on Debian, \
                            glibc-static on Fedora";
 
+/// What programs are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// To run cases: small, and quickly built.
+    Cases,
+    /// To run cases, with a VMM that can be wrong on purpose.
+    Sabotage,
+    /// To be measured: as optimised as those that people use.
+    Measured,
+}
+
 /// The programs of an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Programs {
@@ -30,8 +41,7 @@ pub struct Programs {
 
 /// Builds the programs of the workspace at `root` with this `cargo`. The compiler's messages go to
 /// this process's standard error. Flags that the user has for rustc are left out: the same sources
-/// and the same compiler make the same programs. With `sabotage` the VMM is the one that can be wrong on
-/// purpose.
+/// and the same compiler make the same programs.
 ///
 /// # Errors
 ///
@@ -39,15 +49,16 @@ pub struct Programs {
 pub fn build(
     root: &Path,
     cargo: &OsStr,
-    sabotage: bool,
+    kind: Kind,
     cancel: &AtomicBool,
 ) -> Result<Programs, String> {
     let flags = ["-Ctarget-feature=+crt-static", "-Crelocation-model=static"];
     let mut command = reproducible::cargo(cargo, root, "build", &flags)?;
     command
         .args(["--package", "agent", "--package", "vmm", "--bin", "agent", "--bin", "vmm"])
-        .args(["--profile", "host", "--target-dir", TARGET_DIR]);
-    if sabotage {
+        .args(["--target-dir", TARGET_DIR]);
+    command.args(["--profile", if kind == Kind::Measured { "release" } else { "host" }]);
+    if kind == Kind::Sabotage {
         command.args(["--features", "vmm/sabotage"]);
     }
     let [agent, vmm] = program::build(&mut command, ["agent", "vmm"], cancel)
@@ -83,7 +94,7 @@ mod tests {
     #[test]
     fn what_does_not_build_says_so() {
         let cancel = AtomicBool::new(false);
-        let error = build(Path::new("/"), OsStr::new("false"), false, &cancel).unwrap_err();
+        let error = build(Path::new("/"), OsStr::new("false"), Kind::Cases, &cancel).unwrap_err();
         assert!(error.contains("agent and vmm") && error.contains("libc6-dev"), "{error}");
     }
 }

@@ -12,7 +12,8 @@ fn programs_are_static_and_name_no_place_of_this_machine() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let root = fs::canonicalize(root).expect("the workspace");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
-    let built = match programs::build(&root, &cargo, false, &AtomicBool::new(false)) {
+    let built = match programs::build(&root, &cargo, programs::Kind::Cases, &AtomicBool::new(false))
+    {
         Ok(built) => built,
         Err(error) => panic!("{error}"),
     };

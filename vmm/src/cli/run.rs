@@ -252,6 +252,11 @@ pub struct Run {
     #[arg(long, conflicts_with = "trace")]
     lab: bool,
 
+    /// Answer no access between two writes to port 0x80, the first of 0xb5: what the host's part of an exit
+    /// costs, beside which this program's is measured.
+    #[arg(long, hide = true, conflicts_with_all = ["trace", "lab"])]
+    bare: bool,
+
     /// Give each vCPU a dirty ring of this many entries, a power of two.
     #[arg(long, value_name = "N", default_value_t = 0)]
     dirty_ring: u32,
@@ -440,6 +445,7 @@ impl Run {
             timeout: self.timeout,
             trace: self.trace,
             lab: self.lab,
+            bare: self.bare,
             keep_halted: self.keep_halted,
             acpi: self.acpi == OnOff::On,
             pci,

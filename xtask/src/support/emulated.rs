@@ -1,6 +1,7 @@
 //! Makes emulated hosts ready: finds or fetches, builds, and boots nothing yet.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
@@ -12,11 +13,16 @@ use hosts::modules::{self, Modules};
 use hosts::name::Name;
 use hosts::pieces::Kernel;
 use hosts::plan::Params;
-use hosts::programs;
-use hosts::session::Patience;
+use hosts::programs::{self, Kind};
+use hosts::session::{Ending, Patience};
+use testcases::job::Task;
 use testcases::load::Catalog;
+use testcases::process::Stream;
+use testcases::wire::Message;
 
 use super::fetching::Bar;
+use super::out::complain;
+use super::ready::failure;
 use super::{Failure, cargo, root};
 use crate::flags;
 
@@ -35,8 +41,8 @@ pub struct Workshop<'a> {
     pub catalog: &'a Catalog,
     /// The user's wishes.
     pub make: &'a flags::Make,
-    /// Whether the VMM is the one that can be wrong.
-    pub sabotage: bool,
+    /// What the programs are for.
+    pub kind: Kind,
     /// Becomes true when the user wants to stop.
     pub cancel: &'a AtomicBool,
 }
@@ -84,7 +90,7 @@ pub fn machine(name: Name, shop: &Workshop<'_>) -> Result<(Machine, Params), Fai
             .map_err(|e| Failure::input(format!("--kvm-param {text}, host {name}: {e}")))?;
         params.0.insert(parameter, value);
     }
-    let programs = programs::build(shop.root, &cargo(), shop.sabotage, shop.cancel);
+    let programs = programs::build(shop.root, &cargo(), shop.kind, shop.cancel);
     let programs = programs.map_err(Failure::bad)?;
     let contents = Contents {
         programs: &programs,
@@ -118,6 +124,35 @@ pub fn machine(name: Name, shop: &Workshop<'_>) -> Result<(Machine, Params), Fai
         environment: BTreeMap::new(),
     };
     Ok((machine, params))
+}
+
+/// Runs a command on a host, and hands over what it writes. Its status.
+///
+/// # Errors
+///
+/// The host does not boot, or goes away before the command ends.
+pub fn command(
+    machine: &Machine,
+    params: &Params,
+    words: &[String],
+    cancel: &AtomicBool,
+    take: &mut dyn FnMut(Stream, &[u8]),
+) -> Result<u8, Failure> {
+    let task = Task::Command(words.to_vec());
+    let session = machine.boot(task, params, &[cancel], &mut |envelope| {
+        if let Message::Output { stream, bytes } = envelope.message {
+            take(stream, &bytes);
+        }
+        ControlFlow::Continue(())
+    });
+    let session = session.map_err(failure)?;
+    match session.ending {
+        Ending::Done(status) => {
+            session.troubles.iter().for_each(complain);
+            Ok(status)
+        }
+        ref ending => Err(failure(machine.failed(ending, &session))),
+    }
 }
 
 /// Why a host is not set up, if it is not: what of it would have to be fetched first.

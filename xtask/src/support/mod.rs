@@ -1,5 +1,6 @@
 //! What the commands share.
 
+pub mod bench;
 pub mod emulated;
 pub mod fetching;
 pub mod fuzz;

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use hosts::machine::{HostError, Machine};
 use hosts::name::Name;
 use hosts::plan::{self, Params};
+use hosts::programs;
 use hosts::run;
 use testcases::case::Case;
 use testcases::facts::HostFacts;
@@ -179,7 +180,8 @@ fn emulated<'a>(
     let Common { root, chosen, make, cancel, .. } = *common;
     let (catalog, sabotage) = (chosen.catalog, chosen.sabotage.is_some());
     let made = |make| {
-        let shop = Workshop { root, catalog, make, sabotage, cancel };
+        let kind = if sabotage { programs::Kind::Sabotage } else { programs::Kind::Cases };
+        let shop = Workshop { root, catalog, make, kind, cancel };
         let (machine, params) = emulated::machine(name, &shop)?;
         let jobs = common.jobs.unwrap_or(machine.jobs);
         Ok((Machine { jobs, ..machine }, params))

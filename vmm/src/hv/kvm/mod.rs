@@ -1,6 +1,7 @@
 //! KVM: the only module that knows it.
 
 pub mod api;
+mod bare;
 mod cpuid;
 mod kick;
 mod lab;
@@ -18,6 +19,7 @@ use std::path::{Path, PathBuf};
 use kvm_bindings::*;
 use kvm_ioctls::{Cap, Kvm};
 
+pub use bare::Bare;
 pub use kick::Kicker;
 #[cfg(feature = "sabotage")]
 pub use lab::WrongLab;

@@ -217,6 +217,16 @@ impl RunPage {
         Some(Exit::Io(Access { space: Space::Mmio, addr: at, size, dir }))
     }
 
+    /// Whether the exit that just happened is an access, and none of port `end`.
+    #[inline]
+    pub(super) fn is_past(&self, end: u16) -> bool {
+        match self.exit_reason() {
+            // SAFETY: the exit reason says which member of the union holds.
+            KVM_EXIT_IO => unsafe { (*self.data_of_exit()).io.port != end },
+            reason => reason == KVM_EXIT_MMIO,
+        }
+    }
+
     /// What KVM says of the exit that just happened.
     #[inline]
     pub(super) fn decode(&mut self, vcpu: u32) -> Exit {

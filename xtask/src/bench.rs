@@ -1,0 +1,136 @@
+//! `cargo xtask bench`: what exits cost.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use hosts::name::Name;
+use hosts::programs::{self, Kind};
+use testcases::facts::HostFacts;
+use testcases::facts_table::FactsTable;
+use testcases::nearest;
+
+use crate::flags::{self, BenchAction};
+use crate::support::bench::baseline::{Baseline, Measured};
+use crate::support::bench::exact::{self, PAYLOAD, Pair};
+use crate::support::emulated::{self, Workshop};
+use crate::support::out::complain;
+use crate::support::{self, Failure, Out, Outcome};
+
+/// Runs the command.
+pub fn run(flags: &flags::Bench, out: &mut Out) -> Outcome {
+    match &flags.action {
+        BenchAction::Exact(flags) => count(flags, out),
+    }
+}
+
+fn count(flags: &flags::Exact, out: &mut Out) -> Outcome {
+    let root = support::root();
+    let catalog = support::payloads(&root)?;
+    let cancel = support::cancel_flag()?;
+    let payload = catalog.get(PAYLOAD).ok_or_else(|| {
+        Failure::bad(format!("there is no payload `{PAYLOAD}`; `cargo xtask payloads` lists them"))
+    })?;
+    let kinds: Vec<&str> = payload.tests.iter().map(|(name, _)| &name[..]).collect();
+    let kinds = choose(&kinds, &flags.kinds)?;
+    if flags.only != Some(flags::Counted::Total) {
+        FactsTable::collect().kvm().map_err(|why| {
+            Failure::input(format!(
+                "a VMM is stepped on this machine's KVM, which is not usable: {why}; `--only total` counts \
+                 on host amd alone"
+            ))
+        })?;
+    }
+    let vmm = programs::build(&root, &support::cargo(), Kind::Measured, &cancel);
+    let vmm = vmm.map_err(Failure::bad)?.vmm;
+    let none = || vec![None; kinds.len()];
+    let user = match flags.only {
+        Some(flags::Counted::Total) => none(),
+        _ => exact::user(&vmm, &payload.path, &kinds, &cancel)?,
+    };
+    let total = match flags.only {
+        Some(flags::Counted::User) => none(),
+        _ => {
+            let make = flags::Make { deterministic: true, ..flags.make.clone() };
+            let (root, catalog) = (&root, &catalog);
+            let kind = Kind::Measured;
+            let shop = Workshop { root, catalog, make: &make, kind, cancel: &cancel };
+            let (machine, params) = emulated::machine(Name::Amd, &shop)?;
+            let pairs = exact::total(&machine, &params, &kinds, &cancel)?;
+            pairs.into_iter().map(Some).collect()
+        }
+    };
+    let rows: Vec<Measured<'_>> = kinds
+        .iter()
+        .zip(user.into_iter().zip(total))
+        .map(|(kind, (user, total))| Measured { kind, user, total })
+        .collect();
+    table(&rows, out);
+    judge(flags, &root, &rows, out)
+}
+
+/// Holds what was measured against the baseline, or makes it the baseline, as the user asks.
+fn judge(flags: &flags::Exact, root: &Path, rows: &[Measured<'_>], out: &mut Out) -> Outcome {
+    if let Some(because) = &flags.accept {
+        let mut baseline = match root.join("benches/exact.toml").exists() {
+            true => Baseline::read(root)?,
+            false => Baseline::empty(root),
+        };
+        baseline.accept(rows, because)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if !flags.check {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let differences = Baseline::read(root)?.differences(rows);
+    if differences.is_empty() {
+        writeln!(out, "as benches/exact.toml says");
+        return Ok(ExitCode::SUCCESS);
+    }
+    differences.iter().for_each(complain);
+    Err(Failure::bad(
+        "exits cost another number of instructions than benches/exact.toml says; if that is meant, \
+         `cargo xtask bench exact --accept REASON` writes it there",
+    ))
+}
+
+/// The kinds that the user wants; all if none is named.
+fn choose<'a>(all: &[&'a str], wanted: &[String]) -> Result<Vec<&'a str>, Failure> {
+    if wanted.is_empty() {
+        return Ok(all.to_vec());
+    }
+    let find = |name: &String| {
+        all.iter().copied().find(|kind| kind == name).ok_or_else(|| {
+            let hint = nearest::hint(name, all.iter().copied());
+            Failure::input(format!(
+                "there is no kind of exit `{name}`{hint}; there are {}",
+                all.join(", ")
+            ))
+        })
+    };
+    wanted.iter().map(find).collect()
+}
+
+fn table(rows: &[Measured<'_>], out: &mut Out) {
+    let cell = |pair: Option<Pair>, of: fn(Pair) -> exact::Spread| {
+        pair.map_or_else(|| "-".to_owned(), |pair| of(pair).to_string())
+    };
+    writeln!(out, "{:22} {:^21}   {:^33}", "", "user space", "all, on host amd");
+    writeln!(
+        out,
+        "{:22} {:>10} {:>10}   {:>12} {:>12} {:>7}",
+        "instructions", "bare loop", "vmm", "bare loop", "vmm", "over"
+    );
+    for row in rows {
+        let (bare, vmm) = (|pair: Pair| pair.bare, |pair: Pair| pair.vmm);
+        let over = row.over().map_or_else(|| "-".to_owned(), |over| format!("{over:+}"));
+        writeln!(
+            out,
+            "{:22} {:>10} {:>10}   {:>12} {:>12} {over:>7}",
+            row.kind,
+            cell(row.user, bare),
+            cell(row.user, vmm),
+            cell(row.total, bare),
+            cell(row.total, vmm),
+        );
+    }
+}

@@ -1,0 +1,50 @@
+//! Flags of `bench`.
+
+use clap::{Args, Subcommand, ValueEnum};
+
+use crate::flags::Make;
+
+/// Flags of `bench`.
+#[derive(Debug, Args)]
+pub struct Bench {
+    /// What to do.
+    #[command(subcommand)]
+    pub action: BenchAction,
+}
+
+/// What `bench` does.
+#[derive(Debug, Subcommand)]
+pub enum BenchAction {
+    /// Counts the instructions of each kind of exit: the VMM's own, stepped one by one on this machine's
+    /// KVM, and all of them on host amd; each beside a loop that does nothing.
+    Exact(Exact),
+}
+
+/// What is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Counted {
+    /// The VMM's own instructions.
+    User,
+    /// All instructions.
+    Total,
+}
+
+/// Flags of `bench exact`.
+#[derive(Debug, Args)]
+pub struct Exact {
+    /// Kinds of exit, which are the tests of the payload `exits`; all if none is named.
+    #[arg(value_name = "KIND")]
+    pub kinds: Vec<String>,
+    /// Counts these alone.
+    #[arg(long, value_name = "WHAT")]
+    pub only: Option<Counted>,
+    /// Fails where a count is more than two instructions off benches/exact.toml.
+    #[arg(long, conflicts_with = "accept")]
+    pub check: bool,
+    /// Writes what has changed to benches/exact.toml, with this reason.
+    #[arg(long, value_name = "REASON")]
+    pub accept: Option<String>,
+    /// How host amd is made.
+    #[command(flatten)]
+    pub make: Make,
+}

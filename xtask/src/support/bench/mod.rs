@@ -1,0 +1,5 @@
+//! What `cargo xtask bench` is made of: exact counts, and what they are held against.
+
+pub mod baseline;
+pub mod exact;
+pub mod flags;
