@@ -99,7 +99,7 @@ fn change(image: &mut Vec<u8>, changes: &[u8]) {
 }
 
 /// A field of 2, 4 or 8 bytes becomes a number at which something may change: in itself, with the length of the
-/// image, or with the field before it.
+/// image, or with the field before it. So may the next one: lengths come in pairs, in a file and in memory.
 fn field(image: &mut [u8], at: usize, how: u8, value: u8) {
     let width = [8, 4, 8, 2][usize::from(how & 3)];
     let at = at - at % width;
@@ -121,7 +121,10 @@ fn field(image: &mut [u8], at: usize, how: u8, value: u8) {
         _ => 0,
     };
     let number = number.wrapping_add_signed(i64::from(value as i8 >> 3));
-    image[at..at + width].copy_from_slice(&number.to_le_bytes()[..width]);
+    let fields = if how & 4 == 0 { 1 } else { 2 };
+    for field in image[at..].chunks_exact_mut(width).take(fields) {
+        field.copy_from_slice(&number.to_le_bytes()[..width]);
+    }
 }
 
 /// A payload: a loaded segment, a note, a table of tests, symbols, and sections that name them.

@@ -103,7 +103,10 @@ fn obeys(
         let dead = steps.any(|(step, outcome)| canary(&step.op, outcome));
         assert!(!dead, "the canary is dead\n{script}");
     }
-    if laws != Laws::NONE {
+    if laws == Laws::RESETS {
+        let reset = oracles::resets(script.steps.len(), &mut player, rig);
+        reset.unwrap_or_else(|violation| panic!("{violation}\n{script}"));
+    } else if laws != Laws::NONE {
         let trace = Trace { outcomes, end: player.end() };
         if let Err(violation) = oracles::against(&script, &trace, rig, laws, Restores::Eight) {
             panic!("{violation}\n{script}");

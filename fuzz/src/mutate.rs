@@ -35,9 +35,10 @@ impl Rng {
         (self.number() >> 56) as u8
     }
 
-    /// A record: often with zeros at its end, so that what a byte chooses is the common thing.
+    /// A record: often with zeros at its end, so that what a byte chooses is the common thing; one in four is
+    /// full, for operations that take many values.
     fn record(&mut self) -> [u8; RECORD] {
-        let used = 1 + self.below(RECORD);
+        let used = if self.below(4) == 0 { RECORD } else { 1 + self.below(RECORD) };
         std::array::from_fn(|i| if i < used { self.byte() } else { 0 })
     }
 }

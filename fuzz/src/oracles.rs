@@ -158,14 +158,14 @@ impl Laws {
     /// All of them.
     pub const ALL: Laws = Laws(15);
 
-    /// What a byte of an input asks for: of 64 values two save and restore, one each plays it again and
-    /// resets it. None asks for the text form, which takes longer than all else and is the same code for
+    /// What a byte of an input asks for: of 64 values four reset the board, which plays nothing again, two save
+    /// and restore, one plays it again. None asks for the text form, which takes longer than all else and is the same code for
     /// every target: it is the business of the target `script`.
     pub const fn asked(byte: u8) -> Laws {
         match byte % 64 {
             2 => Laws::REPEATS,
             3 | 35 => Laws::RESTORES,
-            4 => Laws::RESETS,
+            4 | 20 | 36 | 52 => Laws::RESETS,
             _ => Laws::NONE,
         }
     }
@@ -210,7 +210,8 @@ pub fn check(script: &Script, board: &Board<'_>, restores: Restores) -> Result<T
     Ok(trace)
 }
 
-/// Some laws, with what the script did once already.
+/// Some laws, with what the script did once already. A reset is asked for by [`resets`], where the script is
+/// not played again.
 ///
 /// # Errors
 /// The first law that is broken.
@@ -225,12 +226,12 @@ pub fn against(
     if laws.has(Laws::TEXT) {
         text(script)?;
     }
-    if laws.has(Laws::REPEATS) || laws.has(Laws::RESETS) {
+    if laws.has(Laws::REPEATS) {
         let mut again = Run::new(script, rig);
         again.play(|_| false)?;
         same(Law::Repeats, trace, &again.trace(), script)?;
         if laws.has(Laws::RESETS) {
-            again.resets(rig)?;
+            resets(script.steps.len(), &mut again.player, rig)?;
         }
         again.end(rig);
     }
@@ -354,25 +355,32 @@ impl<'s, 'a> Run<'s, 'a> {
     fn trace(&mut self) -> Trace {
         Trace { outcomes: self.outcomes.clone(), end: self.player.end() }
     }
+}
 
-    /// Resets this board, and one that is new at this time.
-    fn resets(&mut self, rig: &mut Rig<'a>) -> Result<(), Violation> {
-        let mut new = Run::new(self.script, rig);
-        let ops = [Op::Advance(self.player.machine().now()), Op::Reset];
-        let reset = catch_unwind(AssertUnwindSafe(|| {
-            let at = self.script.steps.len();
-            ops.iter().try_for_each(|op| new.step(at, op).map(drop))?;
-            self.step(at, &Op::Reset).map(drop)
-        }));
-        reset.unwrap_or_else(|panic| Err(Law::Panics.broken(None, words(&*panic))))?;
-        let (used, fresh) = (self.player.machine().save(), new.player.machine().save());
-        new.end(rig);
-        match differing(&used, &fresh).find(|name| !rig.board().keeps.contains(name)) {
-            Some(name) => {
-                Err(Law::Resets.broken(None, format!("device `{name}` remembers what it was")))
-            }
-            None => Ok(()),
+/// Resets a board that `at` operations were played on, and one that is new at this time.
+///
+/// # Errors
+/// The law that is broken: [`Law::Resets`], or one that a reset can break.
+pub fn resets<'a>(at: usize, used: &mut Player<'a>, rig: &mut Rig<'a>) -> Result<(), Violation> {
+    let mut new = rig.take();
+    let now = Op::Advance(used.machine().now());
+    let step = |player: &mut Player<'a>, op: &Op| {
+        let outcome = player.step(op);
+        after(at, op, &outcome, player, &mut Models::none())
+    };
+    let reset = catch_unwind(AssertUnwindSafe(|| {
+        step(&mut new, &now)?;
+        step(&mut new, &Op::Reset)?;
+        step(used, &Op::Reset)
+    }));
+    reset.unwrap_or_else(|panic| Err(Law::Panics.broken(None, words(&*panic))))?;
+    let (was, fresh) = (used.machine().save(), new.machine().save());
+    rig.give_back(new);
+    match differing(&was, &fresh).find(|name| !rig.board().keeps.contains(name)) {
+        Some(name) => {
+            Err(Law::Resets.broken(None, format!("device `{name}` remembers what it was")))
         }
+        None => Ok(()),
     }
 }
 

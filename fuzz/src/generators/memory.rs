@@ -76,7 +76,8 @@ impl Generator<'_, '_, '_> {
 
     /// Pages of tables, each of whose entries leads to the next page: what an IOMMU walks. Of the first
     /// tables entries have 16 bytes (a root and a context, VT-d specification, chapter 9), of the others
-    /// 8. The upper half of a root is 0. Rarely one table is wrong.
+    /// 8. The upper half of a root is 0. Rarely one table is wrong. Mostly the IOMMU is then told where they
+    /// begin.
     pub(super) fn chain(&mut self) {
         let base: u64 = self.pick(CHAINS);
         let levels = self.pick([6u64, 5, 4, 3, 2, 7]);
@@ -101,5 +102,8 @@ impl Generator<'_, '_, '_> {
         self.places.rotate_right(1);
         self.places[0] = base;
         self.filled = true;
+        if self.byte() < 0xc0 {
+            self.translate(base);
+        }
     }
 }

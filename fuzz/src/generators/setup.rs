@@ -3,6 +3,7 @@
 use vmm::access::{Access, Size, Space};
 use vmm::bus::Mapping;
 use vmm::chips::pci::DATA_PORT;
+use vmm::chips::pci::vtd::reg as vtd;
 use vmm::script::Op;
 use vmm::script::replay::Player;
 
@@ -45,7 +46,8 @@ impl Generator<'_, '_, '_> {
         let n = self.functions.len();
         let slot = match self.function.filter(|_| slot < 0xc0) {
             Some(function) => function.number(),
-            None if n > 0 => self.functions[usize::from(slot) % n].number(),
+            None if n > 0 && slot < 0xf8 => self.functions[usize::from(slot) % n].number(),
+            // Where there is none.
             None => slot,
         };
         let offset = match offset {
@@ -98,6 +100,15 @@ impl Generator<'_, '_, '_> {
             let addr = if m.region.space == Space::Port { addr & 0xffff } else { addr };
             self.access(Access::write(m.region.space, addr, size, value));
         }
+    }
+
+    /// Has the IOMMU, if there is one, walk tables from there: as a driver does it (VT-d, 10.4.4 and 10.4.6).
+    pub(super) fn translate(&mut self, root: u64) {
+        let is_iommu = |m: &&Mapping| m.region.name == values::IOMMU;
+        let Some(base) = self.mappings.iter().find(is_iommu).map(|m| m.base) else { return };
+        let write = |at, size, value| Access::write(Space::Mmio, base + at, size, value);
+        self.access(write(vtd::ROOT, Size::B8, root));
+        self.access(write(vtd::COMMAND, Size::B4, values::TRANSLATION));
     }
 
     /// Registers of a large region between which there is no gap, mostly of many: where they begin, and how
