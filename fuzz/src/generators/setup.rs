@@ -66,7 +66,8 @@ impl Generator<'_, '_, '_> {
     }
 
     /// Registers that lie in a row are written one after the other, mostly upward: what says to begin is the
-    /// last of them, or the first.
+    /// last of them, or the first. As a driver does, a PCI function is mostly enabled before, and time goes to
+    /// the next deadline after.
     pub(super) fn set_up(&mut self) {
         let Some(m) = self.mapping() else { return self.nowhere() };
         let how = self.byte();
@@ -84,6 +85,13 @@ impl Generator<'_, '_, '_> {
             }
             return;
         }
+        let own = self.function.filter(|_| self.focus == Some(m.device));
+        let around = self.byte();
+        if let (Some(function), 0..0xc0) = (own, around) {
+            self.select(function.number(), 4);
+            let enabled = values::of(values::CONFIG, 4)[0];
+            self.access(Access::write(Space::Port, DATA_PORT, Size::B4, enabled));
+        }
         let size = self.size(&m);
         let many = 2 + u64::from(how) % (MOST - 1);
         let (first, many) = match how {
@@ -99,6 +107,10 @@ impl Generator<'_, '_, '_> {
             let addr = m.base + at;
             let addr = if m.region.space == Space::Port { addr & 0xffff } else { addr };
             self.access(Access::write(m.region.space, addr, size, value));
+        }
+        if around % 4 != 3 {
+            self.at_deadline(0);
+            self.play(Op::Timer);
         }
     }
 
