@@ -42,7 +42,7 @@ use crate::registers::{self, Registers};
 pub use exact::encode;
 pub use setup::go_on;
 pub(crate) use tables::EDGES;
-use tables::{KINDS, Kind, PLACES};
+use tables::{KINDS, Kind, PLACES, SET_UP};
 
 /// The most operations of one script; a burst may go beyond.
 pub const MAX_OPS: usize = 200;
@@ -342,7 +342,11 @@ impl<'b, 'p, 'a> Generator<'b, 'p, 'a> {
 
     fn operation(&mut self) {
         let byte = self.byte();
-        let mut kind = KINDS[usize::from(byte) % KINDS.len()];
+        let place = usize::from(byte) % KINDS.len();
+        let mut kind = KINDS[place];
+        if !self.functions.is_empty() && SET_UP.contains(&place) {
+            kind = Kind::SetUp;
+        }
         if self.mask & kind as u16 == 0 && kind != Kind::Exact {
             kind = if byte & 0x80 == 0 { Kind::Read } else { Kind::Write };
         }

@@ -85,9 +85,11 @@ impl Generator<'_, '_, '_> {
             }
             return;
         }
-        let own = self.function.filter(|_| self.focus == Some(m.device));
+        let machine = self.player.machine();
+        let name = machine.devices().nth(m.device.into());
+        let own = machine.pci_functions().find(|function| Some(function.1) == name);
         let around = self.byte();
-        if let (Some(function), 0..0xc0) = (own, around) {
+        if let (Some((function, _)), 0..0xc0) = (own, around) {
             self.select(function.number(), 4);
             let enabled = values::of(values::CONFIG, 4)[0];
             self.access(Access::write(Space::Port, DATA_PORT, Size::B4, enabled));
@@ -141,7 +143,7 @@ impl Generator<'_, '_, '_> {
         let byte = self.byte();
         let n = usize::from(byte >> 3);
         match byte % 8 {
-            1..=4 if !own.is_empty() => own[n % own.len()],
+            1..=6 if !own.is_empty() => own[n % own.len()],
             0 => n as u64,
             1..=3 if !self.numbers.is_empty() => self.numbers[n % self.numbers.len()],
             1..=4 => EDGES[n % EDGES.len()],

@@ -1,5 +1,7 @@
 //! What a generator chooses from.
 
+use std::ops::Range;
+
 use vmm::ram::{HOLE_END, HOLE_START, VGA_END, VGA_START};
 
 /// Kinds of operation. Their bits in the swarm's mask do not change.
@@ -39,6 +41,8 @@ pub(super) const KINDS: [Kind; 64] = {
         Input, Input, Input, Advance, Advance, Advance, Advance, Timer, Timer, Timer, SaveRestore, Reset, Exit, Exit, Word, Exact,
     ]
 };
+/// Places of [`KINDS`] that are [`Kind::SetUp`] where there are PCI functions, which do little before.
+pub(super) const SET_UP: Range<usize> = 16..24;
 /// What a record of [`Kind::Exact`] begins with.
 pub(super) const EXACT: u8 = 63;
 /// What records of these begin with.

@@ -23,6 +23,8 @@ pub(super) fn of(region: &str, offset: u64) -> &'static [u64] {
         ("edu", edu::SOURCE | edu::DESTINATION) => {
             &[BUFFER, BUFFER + BUFFER_BYTES as u64 - 4, CHAINS[0], 0]
         }
+        // Upper halves: most of what matters lies below 4 GiB.
+        ("edu", _) if offset % 8 == 4 && offset > edu::SOURCE => &[0],
         ("edu", edu::LENGTH) => &[4, 16, BUFFER_BYTES as u64, 1],
         // To begin, to memory, with an interrupt.
         ("edu", edu::COMMAND) => &[1, 3, 5, 7],
