@@ -64,6 +64,7 @@ pub fn runs(
 
 #[cfg(all(feature = "libfuzzer", watched))]
 mod linked {
+    use std::cell::UnsafeCell;
     use std::ops::Range;
     use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering::Relaxed};
 
@@ -73,15 +74,20 @@ mod linked {
     /// Bytes of the second stack: libFuzzer writes the input and its figures from there.
     const SECOND: usize = 256 << 10;
 
+    struct Memory(UnsafeCell<[u8; SECOND]>);
+
+    // SAFETY: nobody but the kernel looks at it.
+    unsafe impl Sync for Memory {}
+
     /// Gives this thread, which will run inputs, a second stack for SIGSEGV. libFuzzer's handler is called on it
     /// if this is wished for before it comes, and without it an input that overflows the stack ends the process
     /// and is lost. AddressSanitizer sees to it by itself.
     fn second_stack() {
-        let memory = Box::leak(vec![0u8; SECOND].into_boxed_slice());
-        let stack =
-            libc::stack_t { ss_sp: memory.as_mut_ptr().cast(), ss_flags: 0, ss_size: SECOND };
+        // Not allocated: the kernel alone would know of it, which a checker of leaks does not ask.
+        static MEMORY: Memory = Memory(UnsafeCell::new([0; SECOND]));
+        let stack = libc::stack_t { ss_sp: MEMORY.0.get().cast(), ss_flags: 0, ss_size: SECOND };
         // SAFETY: zeros are a `sigaction`, both calls only read and write what they are given, and the stack's
-        // memory is never freed.
+        // memory is there for ever and used for nothing else.
         unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();
             let known = libc::sigaction(libc::SIGSEGV, std::ptr::null(), &raw mut action) == 0;
