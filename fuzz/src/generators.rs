@@ -368,6 +368,8 @@ impl<'b, 'p, 'a> Generator<'b, 'p, 'a> {
             Kind::Exit => self.exit(),
             Kind::Word => self.burst(),
             Kind::Chain => self.chain(),
+            // The few registers of other devices are met one by one.
+            Kind::SetUp if self.functions.is_empty() => self.register(true),
             Kind::SetUp => self.set_up(),
             Kind::Exact => self.exact(),
         }
