@@ -1,6 +1,7 @@
 //! A board that operations are played on, one after the other.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Answer, BoardSpec, Effect, Op};
@@ -96,6 +97,8 @@ pub struct Touch {
 struct LateRam {
     ram: GuestRam,
     late: Mutex<Late>,
+    /// Something is touched, or to be changed: most operations do neither, and take no lock then.
+    used: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -117,9 +120,19 @@ impl LateRam {
 
     /// An operation begins: its changes are those that stood before it.
     fn begin(&self, changes: Vec<(u32, u64, Vec<u8>)>) {
+        if !self.used.load(Ordering::Relaxed) && changes.is_empty() {
+            return;
+        }
+        self.used.store(!changes.is_empty(), Ordering::Relaxed);
         let mut late = self.lock();
         (late.accesses, late.changes) = (0, changes);
         late.touched.clear();
+    }
+
+    fn touch(&self, late: &mut Late, touch: Touch) {
+        self.used.store(true, Ordering::Relaxed);
+        late.accesses = late.accesses.saturating_add(1);
+        late.touched.push(touch);
     }
 
     /// Memory is written otherwise.
@@ -160,15 +173,13 @@ impl RamTap for LateRam {
             // The range was RAM a moment ago, and RAM does not go away.
             let _ = self.ram.read(addr, bytes);
         }
-        late.accesses = late.accesses.saturating_add(1);
-        late.touched.push(Touch { addr, len: bytes.len() as u64, is_write: false });
+        self.touch(&mut late, Touch { addr, len: bytes.len() as u64, is_write: false });
     }
 
     fn wrote(&self, addr: u64, bytes: &[u8]) {
         let mut late = self.lock();
         late.wrote = true;
-        late.accesses = late.accesses.saturating_add(1);
-        late.touched.push(Touch { addr, len: bytes.len() as u64, is_write: true });
+        self.touch(&mut late, Touch { addr, len: bytes.len() as u64, is_write: true });
     }
 }
 
@@ -274,7 +285,11 @@ impl<'a> Player<'a> {
             return Err(BuildError::Memory(spec.memory));
         }
         let ram = GuestRam::new(spec.memory, Backing::Auto)?;
-        let late = Arc::new(LateRam { ram: ram.clone(), late: Mutex::default() });
+        let late = Arc::new(LateRam {
+            ram: ram.clone(),
+            late: Mutex::default(),
+            used: AtomicBool::new(false),
+        });
         let (clock, sink) = (Arc::new(ManualClock::default()), Arc::new(Sink::default()));
         let empty = || Machine::new(ram.with_tap(late.clone()), clock.clone(), sink.clone());
         let (mut machine, spare) = (empty(), empty());
@@ -345,7 +360,10 @@ impl<'a> Player<'a> {
     /// Asks `f` about what devices read and wrote in memory during the last operation that was no `ram`,
     /// first one first. A device must not be called from within `f`.
     pub fn touched<T>(&self, f: impl FnOnce(&[Touch]) -> T) -> T {
-        f(&self.late.lock().touched)
+        match self.late.used.load(Ordering::Relaxed) {
+            true => f(&self.late.lock().touched),
+            false => f(&[]),
+        }
     }
 
     /// Does one operation.
