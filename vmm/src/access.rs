@@ -29,19 +29,30 @@ impl Size {
     /// The width of `bytes` bytes, if there is one.
     #[inline]
     pub const fn from_bytes(bytes: u64) -> Option<Size> {
-        match bytes {
-            1 => Some(Size::B1),
-            2 => Some(Size::B2),
-            4 => Some(Size::B4),
-            8 => Some(Size::B8),
-            _ => None,
-        }
+        if bytes <= u8::MAX as u64 { Size::from_byte(bytes as u8) } else { None }
+    }
+
+    /// As [`Size::from_bytes`].
+    #[inline(always)]
+    pub const fn from_byte(bytes: u8) -> Option<Size> {
+        const SIZES: [Option<Size>; 256] = {
+            let mut sizes = [None; 256];
+            let mut at = 0;
+            while at < Size::ALL.len() {
+                sizes[Size::ALL[at] as usize] = Some(Size::ALL[at]);
+                at += 1;
+            }
+            sizes
+        };
+        SIZES[bytes as usize]
     }
 
     /// The bits that a value of this width can have; also what a read of nothing returns.
     #[inline]
     pub const fn mask(self) -> u64 {
-        u64::MAX >> (64 - 8 * self.bytes())
+        // A table, since a shift by a number takes three instructions to prepare.
+        const MASKS: [u64; 9] = [0, 0xff, 0xffff, 0, 0xffff_ffff, 0, 0, 0, u64::MAX];
+        MASKS[self as usize]
     }
 
     /// The widest aligned access at `addr` that is no longer than `left` bytes (`left` is not 0).

@@ -1,11 +1,18 @@
 //! Address to device, and what an access means that no device takes.
 //!
-//! The map does not change while vCPUs run, so a look-up takes no lock: ports go through a table
-//! of one byte a port, MMIO through a sorted list.
+//! The map does not change while vCPUs run, so a look-up takes no lock. [`Bus::decode`] is the one of every
+//! exit: one load and one test from a table that says of each port what it is and which widths fit there,
+//! or one comparison with the stretch of addresses that the last MMIO access went to. What needs a second
+//! look it leaves to [`Bus::route`].
+
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::access::{Access, Size, Space};
 use crate::device::{At, Region};
 use crate::planted::{self, Flaw};
+
+/// How far below a region an access may begin that reaches it.
+const REACH: u64 = Size::B8.bytes() - 1;
 
 /// Index of a device on its board.
 pub type DeviceId = u16;
@@ -37,9 +44,6 @@ pub enum MapError {
         /// Its length in bytes.
         len: u64,
     },
-    /// There are more port regions than the table has room for.
-    #[error("{0}: more than 255 port regions on one board")]
-    Full(&'static str),
 }
 
 /// One region in its place.
@@ -79,13 +83,96 @@ pub enum Route {
     Nobody,
 }
 
+/// Where a whole access goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decoded {
+    /// To the device of that number, as it is; [`Decoded::NOBODY`] is no device's.
+    At(usize, At),
+    /// [`Bus::route`] knows.
+    Unsure,
+}
+
+impl Decoded {
+    /// The number of no device.
+    pub const NOBODY: usize = usize::MAX;
+}
+
+/// What one port is, as a word of the table: 0 where nobody is and no access of any width reaches somebody.
+/// Bits 7:0 are the widths, in bytes, that do not end where they begin; bits 15:8 the region; bits 31:16
+/// the device's number and 1; bits 47:32 the offset in the region.
+#[derive(Clone, Copy)]
+struct Port(u64);
+
+impl Port {
+    const ALL_WIDTHS: u64 = 1 | 2 | 4 | 8;
+
+    fn new(mapping: &Mapping, offset: u64) -> Port {
+        let m = mapping;
+        let fits = |size: &Size| *size <= m.region.widest && size.bytes() <= m.region.len - offset;
+        let fit = Size::ALL.iter().filter(|s| fits(s)).fold(0, |bits, s| bits | s.bytes());
+        let device = u64::from(m.device) + 1;
+        Port(Port::ALL_WIDTHS & !fit | u64::from(m.index) << 8 | device << 16 | offset << 32)
+    }
+
+    #[inline(always)]
+    fn decode(self, size: Size) -> Decoded {
+        if self.0 & size.bytes() != 0 {
+            return Decoded::Unsure;
+        }
+        let at = At { region: (self.0 >> 8) as u8, offset: self.0 >> 32 };
+        Decoded::At(((self.0 >> 16) as u16 as usize).wrapping_sub(1), at)
+    }
+}
+
+/// A stretch of MMIO addresses: one region, or all between two.
+#[derive(Clone, Copy, Debug, Default)]
+struct Span {
+    base: u64,
+    /// By a width in bytes: how many of its offsets an access may begin at and be whole.
+    whole: [u64; 9],
+    /// Whose it is, or [`Decoded::NOBODY`].
+    device: usize,
+    region: u8,
+}
+
+impl Span {
+    /// From `base` to `last`.
+    fn new(base: u64, last: u64, widest: Size) -> Span {
+        let mut whole = [0; 9];
+        for size in Size::ALL.into_iter().filter(|size| *size <= widest) {
+            // As many as there are bytes, less those that would reach over the end.
+            let offsets = (last - base).saturating_add(2).saturating_sub(size.bytes());
+            whole[size as usize] = offsets;
+        }
+        Span { base, whole, device: Decoded::NOBODY, region: 0 }
+    }
+
+    /// Whether an access at `addr` is whole in it.
+    #[inline(always)]
+    fn holds(&self, addr: u64, size: Size) -> bool {
+        addr.wrapping_sub(self.base) < self.whole[size as usize]
+    }
+}
+
+/// Where the last MMIO access of a vCPU went: its own, and of any value.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Hint {
+    /// [`Bus::edition`] of the bus that it is of; 0 is none's.
+    edition: u64,
+    span: Span,
+}
+
 /// The two address maps of a board.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Bus {
+    /// Unlike that of any other bus, and of this one before its map changed.
+    edition: u64,
     ports: Vec<Mapping>,
-    /// For each port, 0 or the index of its mapping plus 1. Untouched pages of it cost nothing.
-    port_table: Box<[u8]>,
+    /// A [`Port`] of each. Untouched pages of it cost nothing.
+    port_table: Box<[u64; 1 << 16]>,
     mmio: Vec<Mapping>,
+    /// All MMIO addresses, in order: first what is below the first region, last what is above the last.
+    spans: Vec<Span>,
 }
 
 impl Default for Bus {
@@ -97,15 +184,37 @@ impl Default for Bus {
 impl Bus {
     /// An empty bus.
     pub fn new() -> Bus {
-        Bus { ports: Vec::new(), port_table: vec![0; 1 << 16].into_boxed_slice(), mmio: Vec::new() }
+        let table = vec![0; 1 << 16].into_boxed_slice();
+        let port_table = table.try_into().expect("as many as there are ports");
+        let spans = vec![Span::new(0, u64::MAX, Size::B8)];
+        Bus { edition: edition(), ports: Vec::new(), port_table, mmio: Vec::new(), spans }
     }
 
     /// Takes everything off it.
     pub(crate) fn clear(&mut self) {
         for Mapping { base, region, .. } in self.ports.drain(..) {
-            self.port_table[base as usize..(base + region.len) as usize].fill(0);
+            let first = base.saturating_sub(REACH);
+            self.port_table[first as usize..(base + region.len) as usize].fill(0);
         }
         self.mmio.clear();
+        self.lay_out();
+    }
+
+    /// Makes the spans of the MMIO regions.
+    fn lay_out(&mut self) {
+        self.edition = edition();
+        self.spans.clear();
+        let mut next = 0;
+        for m in &self.mmio {
+            if next < m.base {
+                self.spans.push(Span::new(next, m.base - 1, Size::B8));
+            }
+            let span = Span::new(m.base, m.base + (m.region.len - 1), m.region.widest);
+            let (device, region) = (usize::from(m.device), m.index);
+            self.spans.push(Span { device, region, ..span });
+            next = m.base + m.region.len;
+        }
+        self.spans.push(Span::new(next, u64::MAX, Size::B8));
     }
 
     /// Maps region `index` of `device` at `base`.
@@ -138,12 +247,20 @@ impl Bus {
         match space {
             Space::Port => {
                 self.ports.push(mapping);
-                let tag = u8::try_from(self.ports.len()).map_err(|_| MapError::Full(what))?;
-                self.port_table[base as usize..end as usize].fill(tag);
+                for port in base..end {
+                    self.port_table[port as usize] = Port::new(&mapping, port - base).0;
+                }
+                // A wide access to nobody's ports below may reach it.
+                for below in 1..=REACH.min(base) {
+                    let wide = Size::ALL.iter().filter(|size| size.bytes() > below);
+                    let port = &mut self.port_table[(base - below) as usize];
+                    *port |= wide.fold(0, |bits, size| bits | size.bytes());
+                }
             }
             Space::Mmio => {
                 let at = self.mmio.partition_point(|m| m.base < base);
                 self.mmio.insert(at, mapping);
+                self.lay_out();
             }
         }
         Ok(())
@@ -154,12 +271,11 @@ impl Bus {
         self.ports.iter().chain(&self.mmio)
     }
 
-    #[inline]
     fn find(&self, space: Space, addr: u64) -> Option<&Mapping> {
         match space {
             Space::Port => {
-                let tag = *self.port_table.get(usize::try_from(addr).ok()?)?;
-                self.ports.get(usize::from(tag).wrapping_sub(1))
+                let port = *self.port_table.get(usize::try_from(addr).ok()?)?;
+                self.ports.iter().find(|m| port >> 16 != 0 && m.contains(addr))
             }
             Space::Mmio => {
                 let after = self.mmio.partition_point(|m| m.base <= addr);
@@ -168,8 +284,35 @@ impl Bus {
         }
     }
 
+    /// Where an access goes that begins and ends in one place, which nearly all do.
+    #[inline(always)]
+    pub fn decode(&self, hint: &mut Hint, space: Space, addr: u64, size: Size) -> Decoded {
+        match space {
+            Space::Port => match self.port_table.get(addr as usize) {
+                Some(&port) => Port(port).decode(size),
+                None => Decoded::Unsure,
+            },
+            Space::Mmio => {
+                if (hint.edition != self.edition || !hint.span.holds(addr, size))
+                    && !self.find_span(hint, addr, size)
+                {
+                    return Decoded::Unsure;
+                }
+                let at = At { region: hint.span.region, offset: addr.wrapping_sub(hint.span.base) };
+                Decoded::At(hint.span.device, at)
+            }
+        }
+    }
+
+    /// Finds the span that `addr` is in; whether the whole access is.
+    #[inline(never)]
+    fn find_span(&self, hint: &mut Hint, addr: u64, size: Size) -> bool {
+        let at = self.spans.partition_point(|span| span.base <= addr) - 1;
+        *hint = Hint { edition: self.edition, span: self.spans[at] };
+        hint.span.holds(addr, size)
+    }
+
     /// Where `access` goes.
-    #[inline]
     pub fn route(&self, access: &Access) -> Route {
         let Access { space, addr, size, .. } = *access;
         match self.find(space, addr) {
@@ -192,6 +335,12 @@ impl Bus {
             }
         }
     }
+}
+
+/// A number that no bus had before.
+fn edition() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 /// The widest access of at most `bytes` bytes (not 0).
@@ -256,13 +405,50 @@ mod tests {
         assert!(matches!(bus.map(2, wraps, 9, 0), Err(MapError::Range { .. })));
     }
 
+    /// The quick look-up says what the slow one says, or nothing, around every edge.
     #[test]
-    fn the_table_of_ports_has_an_end() {
-        let mut bus = Bus::new();
-        for i in 0..255 {
-            bus.map(i, region(Space::Port, 1, Size::B1), 0, 0).expect("room");
+    fn what_is_decoded_at_once_is_what_is_routed() {
+        let mut bus = bus();
+        bus.map(0x400, region(Space::Port, 2, Size::B4), 4, 0).expect("free");
+        bus.map(0x1104, region(Space::Mmio, 3, Size::B8), 5, 0).expect("free");
+        bus.map(0xf_ffff_ffff_f000, region(Space::Mmio, 0x1000, Size::B8), 6, 0).expect("free");
+        let edges = [0, 0x3f8, 0x400, 0x402, 0x1000, 0x1100, 0x1107, 0xfffe, 0x1_0000, 1 << 52];
+        let (mut hint, mut sure) = (Hint::default(), 0);
+        for bus in [&bus, &Bus::new()] {
+            for addr in edges.iter().flat_map(|&edge: &u64| {
+                (0..20u64).map(move |i| edge.wrapping_add(i).wrapping_sub(10))
+            }) {
+                for (space, size) in
+                    [Space::Port, Space::Mmio].into_iter().flat_map(|s| Size::ALL.map(|z| (s, z)))
+                {
+                    let slow = bus.route(&Access::read(space, addr, size));
+                    let quick = bus.decode(&mut hint, space, addr, size);
+                    sure += u32::from(quick != Decoded::Unsure);
+                    match quick {
+                        Decoded::At(Decoded::NOBODY, _) => assert_eq!(slow, Route::Nobody),
+                        Decoded::At(device, at) => {
+                            assert_eq!(slow, Route::To(device as DeviceId, at));
+                        }
+                        Decoded::Unsure => assert!(
+                            !matches!(slow, Route::To(..)) || addr > u64::MAX - 16,
+                            "{space:?} {addr:#x} {size:?} is {slow:?}, and that is not seen at once"
+                        ),
+                    }
+                }
+            }
         }
-        let more = bus.map(255, region(Space::Port, 1, Size::B1), 0, 0);
-        assert_eq!(more, Err(MapError::Full("r")));
+        assert!(sure > 1000, "{sure} of all are decoded at once");
+    }
+
+    #[test]
+    fn a_bus_that_was_cleared_is_as_new() {
+        let nobody = |decoded| matches!(decoded, Decoded::At(Decoded::NOBODY, _));
+        let (mut bus, mut hint) = (bus(), Hint::default());
+        assert!(!nobody(bus.decode(&mut hint, Space::Mmio, 0x1000, Size::B4)));
+        bus.clear();
+        for addr in (0x3f0..0x410).chain(0xfff0..0x1_0000) {
+            assert!(nobody(bus.decode(&mut hint, Space::Port, addr, Size::B1)));
+        }
+        assert!(nobody(bus.decode(&mut hint, Space::Mmio, 0x1000, Size::B4)));
     }
 }

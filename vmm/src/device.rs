@@ -4,6 +4,7 @@
 //! host input as a method call, and asks the board for anything beyond itself by an [`Action`].
 
 use std::fmt;
+use std::sync::Arc;
 
 use crate::access::{IoError, Size, Space};
 use crate::ram::GuestRam;
@@ -162,6 +163,12 @@ pub trait Clock: Send + Sync {
     fn now(&self) -> Nanos;
 }
 
+impl<C: Clock + ?Sized> Clock for Arc<C> {
+    fn now(&self) -> Nanos {
+        (**self).now()
+    }
+}
+
 /// What a device may see and ask during one call.
 pub struct Env<'a> {
     clock: &'a dyn Clock,
@@ -217,6 +224,116 @@ pub trait Inputs {
     fn awaited(&self, pin: u32) -> Option<(u64, u32)>;
 }
 
+/// What the board knows of a device's outputs: as they were when it looked last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// [`Device::lines`], and above them, in bit 32, [`Device::irq`].
+    levels: u64,
+    /// [`Device::deadline`], or [`Told::NO_DEADLINE`].
+    pub deadline: Nanos,
+}
+
+impl Told {
+    /// The deadline of a device that has none.
+    pub const NO_DEADLINE: Nanos = Nanos::MAX;
+    /// A deadline that no device has: whatever the outputs are, they count as changed.
+    pub const UNKNOWN: Nanos = Nanos::MAX - 1;
+
+    /// All lines low.
+    pub fn low(deadline: Nanos) -> Told {
+        Told { levels: 0, deadline }
+    }
+
+    /// The outputs of `device` now.
+    #[inline(always)]
+    pub fn of<D: Device + ?Sized>(device: &D) -> Told {
+        Told {
+            levels: u64::from(device.lines()) | u64::from(device.irq()) << 32,
+            deadline: device.deadline().unwrap_or(Told::NO_DEADLINE),
+        }
+    }
+
+    /// The level of [`Device::irq`].
+    pub fn irq(self) -> bool {
+        self.levels >> 32 != 0
+    }
+
+    /// [`Device::lines`].
+    pub fn lines(self) -> u32 {
+        self.levels as u32
+    }
+}
+
+/// What came of one access, small enough for two registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Served {
+    /// What a read gives; bits above its width mean nothing. All ones if there was a fault.
+    pub value: u64,
+    /// 0, or the fault's place in [`IoError::ALL`] and 1; with [`Served::CHANGED`] and [`Served::ASKS`].
+    notes: u32,
+}
+
+impl Served {
+    /// An output is not as the board was told.
+    const CHANGED: u32 = 1 << 8;
+    /// It asks for something.
+    const ASKS: u32 = 1 << 9;
+
+    #[inline(always)]
+    fn new(answer: Result<u64, IoError>, changed: bool, asks: bool) -> Served {
+        let changed = if changed { Served::CHANGED } else { 0 };
+        let notes = changed | if asks { Served::ASKS } else { 0 };
+        match answer {
+            Ok(value) => Served { value, notes },
+            Err(fault) => Served { value: u64::MAX, notes: notes | (fault as u32 + 1) },
+        }
+    }
+
+    /// Whether there is nothing to be looked at beside the value: the usual case.
+    #[inline(always)]
+    pub fn is_plain(self) -> bool {
+        self.notes == 0
+    }
+
+    /// The fault's place in [`IoError::ALL`], if the device did not take the access.
+    #[inline]
+    pub fn fault(self) -> Option<usize> {
+        (self.notes as usize & 0xff).checked_sub(1)
+    }
+
+    /// Whether an output is not as the board was told.
+    #[inline]
+    pub fn changed(self) -> bool {
+        self.notes & Served::CHANGED != 0
+    }
+}
+
+// Functions of their own, so that a look at a register need not make room for what these do.
+#[inline(never)]
+fn served_read<D: Device + ?Sized>(
+    device: &mut D,
+    env: &mut Env<'_>,
+    at: At,
+    size: Size,
+    told: &Told,
+) -> Served {
+    let answer = device.read(env, at, size);
+    Served::new(answer, Told::of(device) != *told, !env.actions.is_empty())
+}
+
+#[inline(never)]
+fn served_write<D: Device + ?Sized>(
+    device: &mut D,
+    env: &mut Env<'_>,
+    at: At,
+    size: Size,
+    value: u64,
+    told: &Told,
+) -> Served {
+    let answer = device.write(env, at, size, value).map(|()| 0);
+    Served::new(answer, Told::of(device) != *told, !env.actions.is_empty())
+}
+
 /// A device as the board sees it.
 ///
 /// Laws that [`crate::device_laws!`] checks: restoring what was saved changes nothing, a reset
@@ -240,6 +357,46 @@ pub trait Device: Send + fmt::Debug {
     /// # Errors
     /// The fault, if the device does not take the access.
     fn write(&mut self, env: &mut Env<'_>, at: At, size: Size, value: u64) -> Result<(), IoError>;
+
+    /// What a read gives that is no more than a look: it changes nothing of the device, and asks for
+    /// nothing. `None` where [`Device::read`] is to be called, which may always be the answer.
+    #[inline(always)]
+    fn look(&self, at: At, size: Size) -> Option<u64> {
+        let _ = (at, size);
+        None
+    }
+
+    /// Writes what is mere storage: neither an output of the device nor the world hears of it. `false`
+    /// where [`Device::write`] is to be called, and then nothing has changed.
+    #[inline(always)]
+    fn keep(&mut self, at: At, size: Size, value: u64) -> bool {
+        let _ = (at, size, value);
+        false
+    }
+
+    /// [`Device::read`], and whether an output is not as `told`: one call through a pointer, where the
+    /// board would make four on the way of every exit. Nothing that a device writes itself.
+    fn serve_read(&mut self, env: &mut Env<'_>, at: At, size: Size, told: &Told) -> Served {
+        match self.look(at, size) {
+            Some(value) => Served { value, notes: 0 },
+            None => served_read(self, env, at, size, told),
+        }
+    }
+
+    /// The same of [`Device::write`].
+    fn serve_write(
+        &mut self,
+        env: &mut Env<'_>,
+        at: At,
+        size: Size,
+        value: u64,
+        told: &Told,
+    ) -> Served {
+        match self.keep(at, size, value) {
+            true => Served { value: 0, notes: 0 },
+            false => served_write(self, env, at, size, value, told),
+        }
+    }
 
     /// Level of the device's interrupt line: a function of its state and of nothing else. The
     /// board samples it after each call.

@@ -122,7 +122,10 @@ struct Driver<'a> {
 }
 
 impl<V> Handler<V> for Driver<'_> {
-    #[inline]
+    fn board(&self) -> Option<&Machine> {
+        self.recorder.is_none().then_some(self.machine)
+    }
+
     fn handle(&self, cx: &mut Context, index: usize, _: &mut V, exit: &Exit) -> Entry {
         match self.recorder {
             None => self.machine.handle(cx, exit),

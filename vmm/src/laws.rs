@@ -5,6 +5,7 @@
 //! bench that a device is put on.
 
 mod session;
+mod shortcuts;
 #[cfg(test)]
 mod tests;
 
@@ -42,6 +43,8 @@ pub enum Law {
     Late,
     /// Input is taken as far as there is room, and what waits is bounded.
     Input,
+    /// `look()` and `keep()` do what `read()` and `write()` do, and those do nothing else then.
+    Shortcuts,
 }
 
 impl Law {

@@ -169,13 +169,20 @@ impl Uart {
     }
 
     /// Lets the character time-out strike if it is over. Reads the clock only if it may.
-    #[inline]
+    #[inline(always)]
     fn sync(&mut self, env: &mut Env<'_>) {
-        if self.regs.fifo && self.regs.len > 0 && !self.regs.timeout {
+        if self.waits() {
             self.regs.timeout = env.now() >= self.timeout_at();
         }
     }
 
+    /// Whether the FIFO holds characters that nobody came for yet.
+    #[inline(always)]
+    fn waits(&self) -> bool {
+        self.regs.fifo && self.regs.len > 0 && !self.regs.timeout
+    }
+
+    #[inline(never)]
     fn timeout_at(&self) -> Nanos {
         self.regs.quiet_since.saturating_add(self.patience())
     }
@@ -203,6 +210,7 @@ impl Uart {
         r.len += 1;
     }
 
+    #[inline(never)]
     fn take_rx(&mut self, env: &mut Env<'_>) -> u8 {
         let r = &mut self.regs;
         if r.len == 0 {
@@ -231,6 +239,39 @@ impl Uart {
         r.overrun || r.breaks >> r.head & 1 == 1
     }
 
+    #[inline(never)]
+    fn read_iir(&mut self) -> u8 {
+        let cause = self.cause();
+        if cause == CAUSE_THRE {
+            self.regs.thre = false;
+        }
+        cause | if self.regs.fifo { 0xc0 } else { 0 }
+    }
+
+    #[inline(always)]
+    fn read_lsr(&mut self) -> u8 {
+        let r = &mut self.regs;
+        let mut lsr = LSR_IDLE;
+        if r.len > 0 {
+            lsr |= LSR_READY;
+        }
+        if r.overrun {
+            lsr |= LSR_OVERRUN;
+            r.overrun = false;
+        }
+        if r.breaks != 0 {
+            if r.fifo {
+                lsr |= LSR_FIFO_ERROR;
+            }
+            if r.breaks >> r.head & 1 == 1 {
+                lsr |= LSR_BREAK;
+                r.breaks &= !(1 << r.head);
+            }
+        }
+        lsr
+    }
+
+    #[inline(never)]
     fn cause(&self) -> u8 {
         let r = &self.regs;
         let level = if r.fifo { TRIGGER[usize::from(r.trigger)] } else { 1 };
@@ -263,6 +304,7 @@ impl Uart {
         (mcr >> 1 & 1) | (mcr & 1) << 1 | (mcr & 0xc)
     }
 
+    #[inline(never)]
     fn transmit(&mut self, env: &mut Env<'_>, byte: u8) {
         if self.regs.mcr & MCR_LOOP != 0 {
             self.receive(env, byte);
@@ -273,6 +315,7 @@ impl Uart {
         self.regs.thre = true;
     }
 
+    #[inline(never)]
     fn write_fcr(&mut self, value: u8) {
         let enable = value & FCR_ENABLE != 0;
         // 8.5: a change of the mode empties the FIFOs; other bits count only with bit 0 set.
@@ -283,6 +326,7 @@ impl Uart {
         self.regs.trigger = if enable { value >> 6 } else { 0 };
     }
 
+    #[inline(never)]
     fn write_mcr(&mut self, value: u8) {
         let before = self.modem_lines();
         self.regs.mcr = value & 0x1f;
@@ -301,7 +345,29 @@ impl Device for Uart {
         &[Region { name: "uart", space: Space::Port, len: 8, widest: Size::B1 }]
     }
 
-    #[inline]
+    #[inline(always)]
+    fn look(&self, at: At, size: Size) -> Option<u64> {
+        let r = &self.regs;
+        if size != Size::B1 || self.waits() {
+            return None;
+        }
+        match at.offset {
+            5 if !r.overrun && r.breaks == 0 && r.len == 0 => Some(LSR_IDLE.into()),
+            7 => Some(r.scr.into()),
+            _ => None,
+        }
+    }
+
+    #[inline(always)]
+    fn keep(&mut self, at: At, size: Size, value: u64) -> bool {
+        let scratch = at.offset == 7 && size == Size::B1 && !self.waits();
+        if scratch {
+            self.regs.scr = value as u8;
+        }
+        scratch
+    }
+
+    #[inline(always)]
     fn read(&mut self, env: &mut Env<'_>, at: At, size: Size) -> Result<u64, IoError> {
         if size != Size::B1 {
             return Err(IoError::Width);
@@ -315,36 +381,10 @@ impl Device for Uart {
             0 => self.take_rx(env),
             1 if dlab => (self.regs.divisor >> 8) as u8,
             1 => self.regs.ier,
-            2 => {
-                let cause = self.cause();
-                if cause == CAUSE_THRE {
-                    self.regs.thre = false;
-                }
-                cause | if self.regs.fifo { 0xc0 } else { 0 }
-            }
+            2 => self.read_iir(),
             3 => self.regs.lcr,
             4 => self.regs.mcr,
-            5 => {
-                let r = &mut self.regs;
-                let mut lsr = LSR_IDLE;
-                if r.len > 0 {
-                    lsr |= LSR_READY;
-                }
-                if r.overrun {
-                    lsr |= LSR_OVERRUN;
-                    r.overrun = false;
-                }
-                if r.breaks != 0 {
-                    if r.fifo {
-                        lsr |= LSR_FIFO_ERROR;
-                    }
-                    if r.breaks >> r.head & 1 == 1 {
-                        lsr |= LSR_BREAK;
-                        r.breaks &= !(1 << r.head);
-                    }
-                }
-                lsr
-            }
+            5 => self.read_lsr(),
             6 => self.modem_lines() << 4 | std::mem::take(&mut self.regs.deltas),
             7 => self.regs.scr,
             _ => return Err(IoError::NoRegister),
@@ -352,7 +392,7 @@ impl Device for Uart {
         Ok(u64::from(value))
     }
 
-    #[inline]
+    #[inline(always)]
     fn write(&mut self, env: &mut Env<'_>, at: At, size: Size, value: u64) -> Result<(), IoError> {
         if size != Size::B1 {
             return Err(IoError::Width);
@@ -390,15 +430,15 @@ impl Device for Uart {
 
     /// On a PC the line passes a gate that OUT2 opens; looped back, the chip's OUT2 pin is off
     /// (8.8, bit 4).
-    #[inline]
+    #[inline(always)]
     fn irq(&self) -> bool {
         self.regs.mcr & (MCR_OUT2 | MCR_LOOP) == MCR_OUT2 && self.cause() != CAUSE_NONE
     }
 
+    #[inline(always)]
     fn deadline(&self) -> Option<Nanos> {
-        let r = &self.regs;
-        let waits = r.fifo && r.len > 0 && !r.timeout;
-        (waits && r.ier & IER_RX != 0 && !self.irq()).then(|| self.timeout_at())
+        let waits = self.waits() && self.regs.ier & IER_RX != 0 && !self.irq();
+        waits.then(|| self.timeout_at())
     }
 
     fn advance(&mut self, env: &mut Env<'_>) {

@@ -5,6 +5,7 @@
 pub mod kvm;
 pub mod lab;
 
+use crate::access::Access;
 use crate::cpu::CpuState;
 use crate::exit::{Entry, Exit};
 
@@ -101,6 +102,13 @@ pub trait Vm: Send + Sync {
     fn remap_page(&self, gpa: u64) -> Result<(), HvError>;
 }
 
+/// Who answers an access of a vCPU.
+pub trait Answers {
+    /// What a read gets, of which bits above its width mean nothing. If the VM ends with it, the vCPU has
+    /// been kicked.
+    fn access(&mut self, access: Access) -> u64;
+}
+
 /// A virtual CPU, owned by the thread that runs it.
 pub trait Vcpu: Send {
     /// What gets it out of guest mode from another thread.
@@ -112,6 +120,26 @@ pub trait Vcpu: Send {
     /// Completes the last exit with `entry`, and goes on to the next one. An exit that was split
     /// goes on without entering the guest.
     fn run(&mut self, entry: Entry) -> Exit;
+
+    /// Completes the last exit with `entry`; gives the next item if it was split and goes on.
+    fn complete(&mut self, entry: Entry) -> Option<Exit> {
+        let _ = entry;
+        None
+    }
+
+    /// Enters the guest, once every exit before is completed, and again after each exit for one whole access,
+    /// which `board` answers. Gives any other exit, a kick among them, for [`Vcpu::complete`].
+    #[inline]
+    fn enter(&mut self, board: &mut impl Answers) -> Exit {
+        let _ = board;
+        self.run(Entry::Resume)
+    }
+
+    /// Whether exits bring registers along, which somebody wants to see: then no access is answered on
+    /// the way.
+    fn syncs(&self) -> bool {
+        false
+    }
 
     /// Sets the registers that an image is entered with.
     ///

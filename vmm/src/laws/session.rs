@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::shortcuts::Shortcut;
 use super::{Law, Violation};
 use crate::access::{IoError, Size};
 use crate::device::{Action, Actions, At, Clock, Device, Env, Nanos, Region};
@@ -351,7 +352,9 @@ impl<D: Device> Session<D> {
         if self.eager {
             actions = self.advance()?;
         }
+        let shortcut = Shortcut::of(&self.device, self.make, op);
         let (answer, more) = self.perform(op)?;
+        shortcut.check(&self.device, &answer, &more)?;
         actions.extend(more);
         match self.restores {
             Restores::Always => self.round_trip()?,

@@ -31,6 +31,10 @@ enum Flaw {
     LateRead,
     InputRefused,
     InputUnbounded,
+    LooksOther,
+    LooksAway,
+    KeepsOther,
+    KeepsAway,
 }
 
 /// A one-shot timer with a byte of memory and a queue of 4 bytes. Offset 0: bytes of memory; 1:
@@ -88,6 +92,28 @@ impl Device for Timer {
 
     fn regions(&self) -> &'static [Region] {
         &[Region { name: "timer", space: Space::Port, len: 3, widest: Size::B1 }]
+    }
+
+    fn look(&self, at: At, _: Size) -> Option<u64> {
+        match at.offset {
+            0 if self.regs.due.is_some() || self.flaw == Flaw::Random => None,
+            0 if self.flaw == Flaw::LooksOther => Some(0x5a),
+            0 => Some(u64::from(self.regs.memory ^ self.regs.extra)),
+            // To read it is to clear it.
+            1 if self.flaw == Flaw::LooksAway => Some(u64::from(self.regs.expired)),
+            _ => None,
+        }
+    }
+
+    fn keep(&mut self, at: At, _: Size, value: u64) -> bool {
+        let quiet = matches!(self.flaw, Flaw::None | Flaw::KeepsOther) && self.regs.due.is_none();
+        match at.offset {
+            0 if quiet => self.regs.memory = value as u8 ^ u8::from(self.flaw == Flaw::KeepsOther),
+            // To write it is to start the timer.
+            1 if self.flaw == Flaw::KeepsAway => {}
+            _ => return false,
+        }
+        true
     }
 
     fn read(&mut self, env: &mut Env<'_>, at: At, size: Size) -> Result<u64, IoError> {
@@ -266,6 +292,10 @@ caught! {
     an_answer_that_depends_on_the_board_is_caught: LateRead => Err(Law::Late),
     input_refused_is_caught: InputRefused => Err(Law::Input),
     input_without_end_is_caught: InputUnbounded => Err(Law::Input),
+    a_look_at_something_else_is_caught: LooksOther => Err(Law::Shortcuts),
+    a_look_at_what_a_read_changes_is_caught: LooksAway => Err(Law::Shortcuts),
+    a_write_kept_as_something_else_is_caught: KeepsOther => Err(Law::Shortcuts),
+    a_write_that_is_more_than_kept_is_caught: KeepsAway => Err(Law::Shortcuts),
 }
 
 #[test]

@@ -4,13 +4,15 @@
 //! A device's lock may be held when its line's is taken, that one when the I/O APIC's is, and then the
 //! IOMMU's unit; never the other way round.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use super::{BoardError, Inner, Machine, Slot as Place};
+use parking_lot::Mutex;
+
+use super::{BoardError, Machine};
 use crate::bus::DeviceId;
 use crate::chips::pci::Slot;
 use crate::chips::pci::memory::Iommu;
-use crate::device::{Action, Actions, Device, Env, Inputs};
+use crate::device::{Action, Actions, Device, Env, Inputs, Told};
 
 /// First address at which a dword that is written is an interrupt message (SDM volume 3, 12.11.1).
 pub const MSI_START: u64 = 0xfee0_0000;
@@ -69,22 +71,10 @@ impl Machine {
     ) -> Result<DeviceId, BoardError> {
         let id = self.slots.len();
         self.add(device, bases, None)?;
-        self.slots[id].more = true;
+        let slot = &mut self.slots[id];
+        slot.watched = true;
+        slot.inner.get_mut().told.deadline = Told::UNKNOWN;
         Ok(id as DeviceId)
-    }
-
-    /// What few devices have: lines beside their own, or a say in what the I/O APIC waits for.
-    #[inline]
-    pub(super) fn settle_more(&self, slot: &Place, inner: &mut Inner) {
-        let lines = inner.device.lines() & inner.device.drives();
-        if lines != inner.lines {
-            let tell = |gsi, level| self.line_changed(gsi, level);
-            self.lines.drive_many(inner.lines, lines, tell);
-            inner.lines = lines;
-        }
-        if let Some(controller) = &self.controller {
-            self.settle_controller(controller, slot.id, &mut *inner.device);
-        }
     }
 
     /// A line's level changed.
@@ -125,8 +115,8 @@ impl Machine {
 
     /// After an access to a device whose lock is held: what the I/O APIC waits for may have changed by
     /// itself, or by what the IOMMU makes of it.
-    #[inline(never)]
-    fn settle_controller(&self, controller: &Controller, id: DeviceId, device: &mut dyn Device) {
+    pub(super) fn settle_controller(&self, id: DeviceId, device: &mut dyn Device) {
+        let Some(controller) = &self.controller else { return };
         if controller.device != id {
             self.at_controller(controller, |_, _| {});
         } else if let Some(inputs) = device.inputs() {
@@ -136,7 +126,7 @@ impl Machine {
 
     /// Tells the backplane which ends of interrupts are waited for, as far as that changed.
     fn tell_awaited(&self, controller: &Controller, inputs: &dyn Inputs) {
-        let mut told = controller.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = controller.told.lock();
         for pin in 0..PINS {
             let awaited = inputs.awaited(pin).and_then(|(address, data)| {
                 self.remapped(None, address, data, &mut Actions::default(), false)

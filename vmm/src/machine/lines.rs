@@ -1,6 +1,6 @@
 //! Interrupt lines that several devices may drive: high while one of them holds it high.
 
-use std::sync::{Mutex, PoisonError};
+use parking_lot::Mutex;
 
 /// Lines that a board has: KVM's routing table begins with as many.
 pub(super) const GSIS: u32 = 64;
@@ -25,7 +25,7 @@ impl Lines {
     /// while `tell` is called, so that two changes are told in their order.
     pub(super) fn drive(&self, gsi: u32, level: bool, tell: impl FnOnce(u32, bool)) {
         let Some(line) = self.0.get(gsi as usize) else { return };
-        let mut holders = line.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut holders = line.lock();
         let before = *holders;
         *holders = if level { before + 1 } else { before.saturating_sub(1) };
         if (before == 0) != (*holders == 0) {
@@ -36,7 +36,7 @@ impl Lines {
     /// Whether somebody holds `gsi` high.
     pub(super) fn is_high(&self, gsi: u32) -> bool {
         let line = self.0.get(gsi as usize);
-        line.is_some_and(|line| *line.lock().unwrap_or_else(PoisonError::into_inner) != 0)
+        line.is_some_and(|line| *line.lock() != 0)
     }
 
     /// One driver changed its levels of GSIs 0 to 31 from `before` to `after`.

@@ -9,12 +9,12 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::context::unclaimed;
 use super::{BoardError, Context, Machine};
 use crate::access::{Access, Dir, Size, Space};
 use crate::bus::{DeviceId, Mapping, Route};
 use crate::chips::pci::{CONFIG, DATA_PORT, DATA_PORTS, Selected, Slot};
 use crate::device::{At, Device, Region};
-use crate::exit::Stop;
 use crate::planted::{self, Flaw};
 
 /// The base of a window that is not decoded: no register can hold it.
@@ -164,21 +164,15 @@ impl Machine {
 
     /// An access that is on no fixed place; returns what a read gives.
     #[inline(never)]
-    pub(super) fn on_pci(
-        &self,
-        pci: &Pci,
-        cx: &mut Context,
-        access: &Access,
-        stop: &mut Option<Stop>,
-    ) -> u64 {
+    pub(super) fn on_pci(&self, pci: &Pci, cx: &mut Context, access: &Access) -> Option<u64> {
         let byte = data_port(access.space, access.addr);
         if let Some(byte) = byte.filter(|byte| byte + access.size.bytes() <= DATA_PORTS) {
-            return self.configuration(pci, cx, access, byte, stop);
+            return self.configuration(pci, cx, access, byte);
         }
         match pci.route(access) {
-            Route::To(id, at) => self.call(cx, id, at, access, stop),
-            Route::Split(first) => self.split(cx, access, first, stop),
-            Route::Nobody => self.unclaimed(cx, access),
+            Route::To(id, at) => self.call(cx, id, at, access.size, access.dir),
+            Route::Split(first) => self.split(cx, access, first),
+            Route::Nobody => Some(unclaimed(cx)),
         }
     }
 
@@ -190,8 +184,7 @@ impl Machine {
         cx: &mut Context,
         access: &Access,
         byte: u64,
-        stop: &mut Option<Stop>,
-    ) -> u64 {
+    ) -> Option<u64> {
         let address = self.slots[usize::from(pci.address)].lock().device.config_address();
         let selected = address.and_then(Selected::by).filter(|selected| selected.bus == 0);
         if planted::has(Flaw::SlotIndex)
@@ -200,14 +193,14 @@ impl Machine {
             std::hint::black_box([0u8; 64][usize::from(selected.slot.number())]);
         }
         let function = selected.and_then(|s| Some((pci.function(s.slot)?, s.offset)));
-        let Some((id, offset)) = function else { return self.unclaimed(cx, access) };
+        let Some((id, offset)) = function else { return Some(unclaimed(cx)) };
         let at = At { region: CONFIG, offset: offset + byte };
-        let value = self.call(cx, id, at, access, stop);
+        let answer = self.call(cx, id, at, access.size, access.dir);
         let half = access.size == Size::B2 && planted::has(Flaw::BarStale);
         if access.dir != Dir::Read && !half {
             self.follow(id, &*self.slots[usize::from(id)].lock().device);
         }
-        value
+        answer
     }
 }
 

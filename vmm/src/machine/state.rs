@@ -1,6 +1,6 @@
 //! The board as a whole: emptied, reset, saved and restored.
 
-use std::sync::Mutex;
+use parking_lot::Mutex;
 
 use super::synic::{self, Synic};
 use super::{Machine, MachineState, Slot};

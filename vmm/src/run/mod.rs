@@ -5,16 +5,44 @@ pub mod report;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 
+use crate::access::Access;
 use crate::cpu::RFLAGS_IF;
 use crate::exit::{Entry, Exit, Stop};
-use crate::hv::{Activity, Kick, Vcpu};
-use crate::machine::Context;
+use crate::hv::{Activity, Answers, Kick, Vcpu};
+use crate::machine::{Context, Machine};
 use report::VcpuReport;
 
 /// Answers the exits of a vCPU: the machine, or a recorder before it.
 pub trait Handler<V>: Sync {
     /// The answer to `exit` of vCPU `index`, which is `vcpu` and outside of guest mode.
     fn handle(&self, cx: &mut Context, index: usize, vcpu: &mut V, exit: &Exit) -> Entry;
+
+    /// The board that answers accesses, if the handler has nothing to do with them: they go there at once.
+    #[inline]
+    fn board(&self) -> Option<&Machine> {
+        None
+    }
+}
+
+/// The way of an access from a vCPU straight to the board.
+struct Direct<'a, K> {
+    control: &'a Control<K>,
+    index: usize,
+    machine: &'a Machine,
+    cx: &'a mut Context,
+    seat: &'a Seat<K>,
+}
+
+impl<K: Kick> Answers for Direct<'_, K> {
+    #[inline(always)]
+    fn access(&mut self, access: Access) -> u64 {
+        self.seat.count();
+        self.machine.access(self.cx, access, |stop| {
+            self.control.end(Some(self.index), stop);
+            // Nobody sees what a read of it gets.
+            0
+        })
+    }
 }
 
 /// How a VM ended.
@@ -36,6 +64,15 @@ struct Seat<K> {
     probed: AtomicU32,
     /// Whether nothing could wake it then.
     dead: AtomicBool,
+}
+
+impl<K> Seat<K> {
+    /// One exit more. Only the vCPU's own thread counts, so nothing is lost between the two halves.
+    #[inline(always)]
+    fn count(&self) {
+        let exits = self.exits.load(Ordering::Relaxed);
+        self.exits.store(exits.wrapping_add(1), Ordering::Relaxed);
+    }
 }
 
 /// What the threads of a VM have in common.
@@ -136,6 +173,65 @@ impl<K: Kick> Control<K> {
         seat.probed.store(probe, Ordering::SeqCst);
     }
 
+    /// Accesses go from the vCPU to the board, other exits to the handler.
+    fn run_direct<V: Vcpu<Kicker = K>>(
+        &self,
+        index: usize,
+        vcpu: &mut V,
+        cx: &mut Context,
+        handler: &impl Handler<V>,
+        machine: &Machine,
+    ) {
+        let seat = &self.seats[index];
+        while !self.ending() {
+            let exit = vcpu.enter(&mut Direct { control: self, index, machine, cx, seat });
+            self.rare(index, vcpu, cx, handler, exit);
+        }
+    }
+
+    /// Answers an exit that [`Vcpu::enter`] left to others, and the items that follow it.
+    #[inline(never)]
+    fn rare<V: Vcpu<Kicker = K>>(
+        &self,
+        index: usize,
+        vcpu: &mut V,
+        cx: &mut Context,
+        handler: &impl Handler<V>,
+        mut exit: Exit,
+    ) {
+        loop {
+            let entry = self.answer(index, vcpu, cx, handler, exit);
+            match vcpu.complete(entry) {
+                Some(next) if !self.ending() => exit = next,
+                _ => return,
+            }
+        }
+    }
+
+    /// The answer to any exit.
+    #[inline(never)]
+    fn answer<V: Vcpu<Kicker = K>>(
+        &self,
+        index: usize,
+        vcpu: &mut V,
+        cx: &mut Context,
+        handler: &impl Handler<V>,
+        exit: Exit,
+    ) -> Entry {
+        if exit == Exit::Interrupted {
+            // Not the guest's doing: it is neither counted nor logged.
+            self.attend(index, vcpu);
+            return Entry::Resume;
+        }
+        self.seats[index].count();
+        cx.rip = vcpu.synced_rip();
+        let entry = handler.handle(cx, index, vcpu, &exit);
+        if let Entry::Stop(stop) = entry {
+            self.end(Some(index), stop);
+        }
+        entry
+    }
+
     /// Runs a vCPU on the calling thread until the VM ends; gives what is to be told of it if the
     /// end wants a report.
     pub fn run<V: Vcpu<Kicker = K>>(
@@ -154,20 +250,14 @@ impl<K: Kick> Control<K> {
         fence(Ordering::SeqCst);
         // Nor is a probe that began before.
         self.attend(index, vcpu);
-        let mut entry = Entry::Resume;
-        while !self.ending() {
-            let exit = vcpu.run(entry);
-            if exit == Exit::Interrupted {
-                // Not the guest's doing: it is neither counted nor logged.
-                self.attend(index, vcpu);
-                entry = Entry::Resume;
-                continue;
-            }
-            seat.exits.fetch_add(1, Ordering::Relaxed);
-            cx.rip = vcpu.synced_rip();
-            entry = handler.handle(cx, index, vcpu, &exit);
-            if let Entry::Stop(stop) = entry {
-                self.end(Some(index), stop);
+        match handler.board() {
+            Some(machine) if !vcpu.syncs() => self.run_direct(index, vcpu, cx, handler, machine),
+            _ => {
+                let mut entry = Entry::Resume;
+                while !self.ending() {
+                    let exit = vcpu.run(entry);
+                    entry = self.answer(index, vcpu, cx, handler, exit);
+                }
             }
         }
         self.ended()

@@ -4,7 +4,10 @@ use kvm_bindings::*;
 
 use crate::access::{Access, Dir, Size, Space};
 use crate::exit::{Exit, SystemEvent};
-use crate::hv::Detail;
+use crate::hv::{Answers, Detail};
+
+/// Where the data of port accesses lie: on x86, KVM has them on the second page (`KVM_PIO_PAGE_OFFSET`).
+const PORT_DATA: usize = 4096;
 
 /// What the next entry has to complete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +51,7 @@ impl RunPage {
     /// `page` is the start of a vCPU's mapping of `len` bytes, which outlives this value, and
     /// nobody else writes through it.
     pub(super) unsafe fn new(page: *mut kvm_run, len: usize) -> RunPage {
+        assert!(len >= PORT_DATA + 8, "KVM's shared page has {len} bytes, and none for ports");
         RunPage { page, len, pending: Pending::Nothing }
     }
 
@@ -135,6 +139,41 @@ impl RunPage {
                 Size::B8 => p.cast::<u64>().write_unaligned(value),
             }
         }
+    }
+
+    /// Has `board` answer the exit that just happened, and completes it, if it is for one access of a
+    /// natural width; `false` if it is not. What the board does is compiled into each of the four ways, so
+    /// that it is known there whether a port is read or memory written.
+    ///
+    /// Eight bytes are read and written whatever the width: KVM takes as many as the guest asked for, and
+    /// there are as many, in its structure for MMIO and in the page of its own for ports.
+    #[inline(always)]
+    pub(super) fn answer(&mut self, board: &mut impl Answers) -> bool {
+        let reason = self.exit_reason();
+        // SAFETY: in each arm, the exit reason says which member of the union holds; the data lies in the
+        // page, of which `new` saw enough, and no reference to it is made.
+        unsafe {
+            if reason == KVM_EXIT_IO {
+                let io = &raw const (*self.data_of_exit()).io;
+                let Some(size) = Size::from_byte((*io).size) else { return false };
+                if (*io).count != 1 || (*io).data_offset != PORT_DATA as u64 {
+                    return false;
+                }
+                let data = self.page.cast::<u8>().add(PORT_DATA).cast();
+                let (addr, write) = ((*io).port.into(), (*io).direction == KVM_EXIT_IO_OUT as u8);
+                answer(board, Space::Port, addr, size, data, write);
+            } else if reason == KVM_EXIT_MMIO {
+                let mmio = &raw mut (*self.data_of_exit()).mmio;
+                // KVM gives 8 at most.
+                let Some(size) = Size::from_byte((*mmio).len as u8) else { return false };
+                let data = (&raw mut (*mmio).data).cast();
+                let (addr, write) = ((*mmio).phys_addr, (*mmio).is_write != 0);
+                answer(board, Space::Mmio, addr, size, data, write);
+            } else {
+                return false;
+            }
+        }
+        true
     }
 
     /// Completes the item at hand. `read` is what a read gets, `None` where the board refused an
@@ -367,6 +406,12 @@ impl RunPage {
         self.exit_reason() == KVM_EXIT_MEMORY_FAULT
     }
 
+    /// Whether registers were asked for with each exit.
+    pub(super) fn syncs(&self) -> bool {
+        // SAFETY: plain numbers inside the page.
+        unsafe { (*self.page).kvm_valid_regs != 0 }
+    }
+
     /// Where the guest was at the last exit, if registers were asked for with each.
     #[inline]
     pub(super) fn synced_rip(&self) -> Option<u64> {
@@ -409,6 +454,30 @@ impl RunPage {
                 });
             Detail { data, instruction }
         }
+    }
+}
+
+/// One way of [`RunPage::answer`].
+///
+/// # Safety
+/// At `data` are eight bytes that are nobody else's.
+#[inline(always)]
+unsafe fn answer(
+    board: &mut impl Answers,
+    space: Space,
+    addr: u64,
+    size: Size,
+    data: *mut u64,
+    write: bool,
+) {
+    if write {
+        // SAFETY: the caller's promise.
+        let value = unsafe { data.read_unaligned() };
+        board.access(Access::write(space, addr, size, value));
+    } else {
+        let value = board.access(Access::read(space, addr, size));
+        // SAFETY: the caller's promise.
+        unsafe { data.write_unaligned(value) };
     }
 }
 
