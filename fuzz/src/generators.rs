@@ -32,7 +32,7 @@ use vmm::access::{Access, Dir, Size, Space};
 use vmm::bus::Mapping;
 use vmm::chips::pci::{DATA_PORT, Slot};
 use vmm::exit::Exit;
-use vmm::script::replay::{Outcome, Player};
+use vmm::script::replay::{Endless, Outcome, Player};
 use vmm::script::{Answer, Op, Script, Step};
 
 use crate::Board;
@@ -118,6 +118,9 @@ pub fn journal(tell: impl FnMut(&Op) + 'static) {
 
 /// What a panic says.
 pub(crate) fn words(panic: &(dyn Any + Send)) -> String {
+    if let Some(endless) = panic.downcast_ref::<Endless>() {
+        return endless.to_string();
+    }
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref().copied()).unwrap_or("a panic without words").to_owned()
 }
@@ -255,7 +258,7 @@ impl<'b, 'p, 'a> Generator<'b, 'p, 'a> {
         let Generator { script, outcomes, wrong, laws, mappings, focused, functions, .. } = self;
         (room.mappings, room.focused, room.functions) = (mappings, focused, functions);
         let played = match (made, wrong) {
-            (Err(panic), _) => Err(oracles::panicked(script.steps.len(), &*panic)),
+            (Err(panic), _) => Err(oracles::panicked(Some(script.steps.len()), &*panic)),
             (Ok(()), Some(violation)) => Err(violation),
             (Ok(()), None) => Ok(outcomes),
         };
