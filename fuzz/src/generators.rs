@@ -19,9 +19,10 @@ mod exact;
 mod exits;
 mod host;
 mod memory;
+mod odd;
 mod setup;
 mod tables;
-mod values;
+pub(crate) mod values;
 
 use std::any::Any;
 use std::cell::RefCell;
@@ -32,7 +33,7 @@ use vmm::access::{Access, Dir, Size, Space};
 use vmm::bus::Mapping;
 use vmm::chips::pci::{DATA_PORT, Slot};
 use vmm::exit::Exit;
-use vmm::script::replay::{Outcome, Player};
+use vmm::script::replay::{Endless, Outcome, Player};
 use vmm::script::{Answer, Op, Script, Step};
 
 use crate::Board;
@@ -118,6 +119,9 @@ pub fn journal(tell: impl FnMut(&Op) + 'static) {
 
 /// What a panic says.
 pub(crate) fn words(panic: &(dyn Any + Send)) -> String {
+    if let Some(endless) = panic.downcast_ref::<Endless>() {
+        return endless.to_string();
+    }
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref().copied()).unwrap_or("a panic without words").to_owned()
 }
@@ -163,6 +167,8 @@ struct Generator<'b, 'p, 'a> {
     places: [u64; REMEMBERED],
     /// Memory was filled, and no value has led there since.
     filled: bool,
+    /// A device has taken input from the host, or would have.
+    heard: bool,
 }
 
 impl<'b, 'p, 'a> Generator<'b, 'p, 'a> {
@@ -223,6 +229,7 @@ impl<'b, 'p, 'a> Generator<'b, 'p, 'a> {
             written: [0; REMEMBERED],
             places: [PLACES[0]; REMEMBERED],
             filled: false,
+            heard: false,
         };
         let expected = (records.len() / RECORD + 2).min(MAX_OPS);
         generator.script.steps.reserve(expected);
@@ -255,7 +262,7 @@ impl<'b, 'p, 'a> Generator<'b, 'p, 'a> {
         let Generator { script, outcomes, wrong, laws, mappings, focused, functions, .. } = self;
         (room.mappings, room.focused, room.functions) = (mappings, focused, functions);
         let played = match (made, wrong) {
-            (Err(panic), _) => Err(oracles::panicked(script.steps.len(), &*panic)),
+            (Err(panic), _) => Err(oracles::panicked(Some(script.steps.len()), &*panic)),
             (Ok(()), Some(violation)) => Err(violation),
             (Ok(()), None) => Ok(outcomes),
         };
@@ -357,7 +364,11 @@ impl<'b, 'p, 'a> Generator<'b, 'p, 'a> {
             Kind::Edge => self.edge(),
             Kind::Nowhere => self.nowhere(),
             Kind::Ram => self.ram(),
-            Kind::Input => self.input(),
+            Kind::Input if self.hears() => self.input(),
+            // Where nobody does, more of what a driver does leads further.
+            Kind::Input if self.base_of(values::IOMMU).is_some() => self.chain(),
+            Kind::Input if self.functions.is_empty() => self.register(true),
+            Kind::Input => self.set_up(),
             Kind::Advance => self.advance(),
             Kind::Timer => {
                 self.at_deadline(0);
@@ -407,26 +418,30 @@ impl<'b, 'p, 'a> Generator<'b, 'p, 'a> {
         let offset = self.offset(&m);
         let offset = if self.byte() < 0xe0 { offset - offset % size.bytes() } else { offset };
         let mut access = self.make(m.region.space, m.base + offset, size, write);
-        let own = values::of(m.region.name, offset);
+        let (own, up) = values::of_access(m.region.name, offset, size);
         if let (Dir::Write(value), [_, ..]) = (&mut access.dir, own)
             && let byte @ 0x80.. = self.byte()
         {
-            *value = own[usize::from(byte) % own.len()] & size.mask();
+            *value = own[usize::from(byte) % own.len()] << up & size.mask();
         }
         self.access(access);
     }
 
-    /// A place in a region: of a large one, mostly one of its registers, or else one of the first places or of
-    /// the last.
+    /// A place in a region: of a large one, mostly one of its registers, often one that has values of its own, or
+    /// else one of the first places or of the last.
     fn offset(&mut self, m: &Mapping) -> u64 {
         if m.region.len <= registers::SMALL {
             return self.below(m.region.len);
         }
         let how = self.byte();
-        let known = self.registers.of(m).len();
-        if how < 0xc0 && known > 0 {
-            let which = self.below(known as u64) as usize;
-            return self.registers.of(m)[which];
+        let registers = self.registers.clone();
+        let known = match how {
+            0..0x60 => registers.of(m),
+            0x60..0xc0 => registers.with_values(m),
+            _ => &[],
+        };
+        if !known.is_empty() {
+            return known[self.below(known.len() as u64) as usize];
         }
         self.below(match how % 8 {
             0..3 => 64,
@@ -445,42 +460,5 @@ impl<'b, 'p, 'a> Generator<'b, 'p, 'a> {
         } else {
             Access::read(space, addr, size)
         }
-    }
-
-    /// The last access, once more or the other way.
-    fn again(&mut self) {
-        let Access { space, addr, size, dir } = self.last;
-        let access = match (self.byte() % 4, dir) {
-            (0 | 1, _) => self.last,
-            (2, Dir::Read) | (3, Dir::Write(_)) => self.make(space, addr, size, true),
-            (_, _) => Access::read(space, addr, size),
-        };
-        self.access(access);
-    }
-
-    /// An access over an edge of a region.
-    fn edge(&mut self) {
-        let Some(m) = self.mapping() else { return self.nowhere() };
-        let sizes = if m.region.space == Space::Port { 3 } else { 4 };
-        let size = Size::ALL[usize::from(self.byte()) % sizes];
-        let edge = if self.byte() & 1 == 0 { m.base } else { m.base + m.region.len };
-        let addr = edge.wrapping_sub(self.below(size.bytes() + 1));
-        let write = self.byte() & 1 == 1;
-        let access = self.make(m.region.space, addr, size, write);
-        self.access(access);
-    }
-
-    /// An access anywhere.
-    fn nowhere(&mut self) {
-        let write = self.byte() & 1 == 1;
-        let access = if self.byte() & 1 == 0 {
-            let addr = self.word();
-            let size = self.pick([Size::B1, Size::B2, Size::B4]);
-            self.make(Space::Port, addr, size, write)
-        } else {
-            let (addr, size) = (self.place(), self.pick(Size::ALL));
-            self.make(Space::Mmio, addr, size, write)
-        };
-        self.access(access);
     }
 }

@@ -14,7 +14,7 @@ use vmm::chips::pci::edu;
 use vmm::chips::testdev;
 use vmm::device::Actions;
 use vmm::machine::MachineState;
-use vmm::script::replay::{Outcome, Player, Touch, Trace};
+use vmm::script::replay::{Endless, Outcome, Player, Touch, Trace};
 use vmm::script::{Answer, Op, Script, Step, parse};
 
 use crate::Board;
@@ -176,9 +176,10 @@ impl Laws {
     }
 }
 
-/// What a panic after `steps` operations breaks.
-pub(crate) fn panicked(steps: usize, panic: &(dyn Any + Send)) -> Violation {
-    Law::Panics.broken(Some(steps), words(panic))
+/// What a panic breaks, after so many operations if it is known. The player's own is no device's.
+pub(crate) fn panicked(steps: Option<usize>, panic: &(dyn Any + Send)) -> Violation {
+    let law = if panic.is::<Endless>() { Law::Bounds } else { Law::Panics };
+    law.broken(steps, words(panic))
 }
 
 /// Holds a board against every law, with a script that [`crate::generators::script`] made.
@@ -343,7 +344,7 @@ impl<'s, 'a> Run<'s, 'a> {
             }
             Ok(())
         }));
-        played.unwrap_or_else(|panic| Err(panicked(self.outcomes.len() + 1, &*panic)))
+        played.unwrap_or_else(|panic| Err(panicked(Some(self.outcomes.len() + 1), &*panic)))
     }
 
     fn step(&mut self, at: usize, op: &Op) -> Result<Outcome, Violation> {
@@ -373,7 +374,7 @@ pub fn resets<'a>(at: usize, used: &mut Player<'a>, rig: &mut Rig<'a>) -> Result
         step(&mut new, &Op::Reset)?;
         step(used, &Op::Reset)
     }));
-    reset.unwrap_or_else(|panic| Err(Law::Panics.broken(None, words(&*panic))))?;
+    reset.unwrap_or_else(|panic| Err(panicked(None, &*panic)))?;
     let (was, fresh) = (used.machine().save(), new.machine().save());
     rig.give_back(new);
     match differing(&was, &fresh).find(|name| !rig.board().keeps.contains(name)) {

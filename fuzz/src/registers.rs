@@ -12,6 +12,7 @@ use vmm::script::replay::Player;
 use vmm::script::{Answer, BoardSpec};
 
 use crate::Board;
+use crate::generators::values;
 
 /// Of a region up to this long, every place is as good as another.
 pub const SMALL: u64 = 64;
@@ -31,13 +32,24 @@ struct Known {
     device: u16,
     index: u8,
     offsets: Box<[u64]>,
+    /// Those of them that have values of their own; all, if none has.
+    with_values: Box<[u64]>,
 }
 
 impl Registers {
     /// Offsets of the registers in the region of a mapping, in order; none of a small one or of memory.
     pub fn of(&self, mapping: &Mapping) -> &[u64] {
+        self.known(mapping).map_or(&[], |k| &k.offsets)
+    }
+
+    /// Of these, those whose documentation names values; all, if there are none such.
+    pub fn with_values(&self, mapping: &Mapping) -> &[u64] {
+        self.known(mapping).map_or(&[], |k| &k.with_values)
+    }
+
+    fn known(&self, mapping: &Mapping) -> Option<&Known> {
         let here = |k: &&Known| (k.device, k.index) == (mapping.device, mapping.index);
-        self.0.iter().find(here).map_or(&[], |k| &k.offsets)
+        self.0.iter().find(here)
     }
 
     fn ask(board: &Board<'_>, mappings: &[Mapping]) -> Registers {
@@ -50,9 +62,21 @@ impl Registers {
         for m in large {
             let mut offsets = answering(&mut player, m);
             if offsets.len() > FEW {
-                offsets.retain(|&offset| holds(&mut player, m, offset));
+                // Of some registers nothing shows while there is nothing to tell: they are known by their values.
+                let known = |offset| !values::of(m.region.name, offset).is_empty();
+                offsets.retain(|&offset| known(offset) || holds(&mut player, m, offset));
             }
-            known.push(Known { device: m.device, index: m.index, offsets: offsets.into() });
+            // Upper halves that are 0 are as good as any.
+            let has_some =
+                |offset: &u64| values::of(m.region.name, *offset).iter().any(|&v| v != 0);
+            let with_values: Vec<u64> = offsets.iter().copied().filter(has_some).collect();
+            let with_values = if with_values.is_empty() { offsets.clone() } else { with_values };
+            known.push(Known {
+                device: m.device,
+                index: m.index,
+                offsets: offsets.into(),
+                with_values: with_values.into(),
+            });
         }
         Registers(known)
     }
@@ -157,7 +181,9 @@ mod tests {
         // VT-d specification, 11.4: the version, capabilities, extended capabilities, global command (which
         // is written only), the root table's address.
         let vtd = offsets("vtd", 0x1000);
-        assert!([0, 8, 0xc, 0x10, 0x18, 0x20, 0x24].iter().all(|o| vtd.contains(o)), "{vtd:x?}");
+        // Faults are told by registers that hold nothing before.
+        let some = [0, 8, 0xc, 0x10, 0x18, 0x20, 0x24, 0x34, 0x9c, 0x22c];
+        assert!(some.iter().all(|o| vtd.contains(o)), "{vtd:x?}");
         assert!(vtd.len() < 64, "{vtd:x?}");
         // docs/specs/pci-testdev.rst: the header begins with the test, a byte that takes numbers of tests.
         assert_eq!(offsets("pci-testdev", 0x1000), [0]);

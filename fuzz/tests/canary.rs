@@ -43,6 +43,8 @@ enum Flaw {
     Hurries,
     /// What is written is kept for ever.
     Hoards,
+    /// Memory is read for ever.
+    Spins,
 }
 
 /// Registers of 4 bytes: 0 is kept, 4 sets a deadline, 8 gives a number that changes with each
@@ -107,6 +109,9 @@ impl Device for Canary {
                 burst();
             }
             (5, Flaw::Panics) if value == 0x100 => burst(),
+            (6, Flaw::Spins) if value > 0xffff => loop {
+                let _ = env.ram.read_u32(0);
+            },
             (7, Flaw::Hoards) => self.kept.push([u64::MAX; 8]),
             (6, Flaw::Floods) if value > 0xffff => {
                 (0..=Actions::MAX).for_each(|_| env.act(Action::Output(1)));
@@ -196,8 +201,9 @@ fn every_flaw_is_caught_by_the_law_it_breaks() {
         (Flaw::Floods, floods, 1),
         (Flaw::Overruns, Law::Panics, 1),
         (Flaw::Hurries, Law::Panics, 3),
-        // 80 bytes each, so that 512 are soon left behind.
-        (Flaw::Hoards, Law::Bounds, 7),
+        // 80 bytes each, so that 512 are soon left behind: by seven, or by six and what other registers hold.
+        (Flaw::Hoards, Law::Bounds, 8),
+        (Flaw::Spins, Law::Bounds, 1),
     ];
     for (flaw, law, steps) in flaws {
         let Some((found, inputs, least)) = hunt(flaw, 20_000) else {

@@ -4,13 +4,22 @@ use vmm::access::{Access, Size, Space};
 use vmm::exit::{Exit, SystemEvent};
 use vmm::script::Op;
 
-use super::Generator;
+use super::{Generator, RECORD};
+
+/// Of a hypercall: its parameter is no address (TLFS 3.7).
+const FAST: u64 = 1 << 16;
 
 impl Generator<'_, '_, '_> {
     /// What a guest does for a message or an event: pages, a connection by the test device, a call.
     fn synic(&mut self) {
         let what = self.byte();
+        // Rarely: a parameter passed the other way, bits where none are, a processor that there is not.
+        let odd = match self.record[RECORD - 1] {
+            byte @ 0xe0.. => byte,
+            _ => 0,
+        };
         let (vp, sint) = (u16::from(what & 1), u32::from(what >> 1 & 3));
+        let vp = if odd == 0xff { u16::MAX } else { vp };
         let connection = u32::from(what >> 3 & 3);
         let is_event = what & 0x80 != 0;
         let [events, messages] = [0, 1].map(|i| self.places[i % self.places.len()] & !0xfff | 1);
@@ -21,7 +30,7 @@ impl Generator<'_, '_, '_> {
         // A route and its interrupt; then a connection, or the end of one.
         let connect = [4, 6, 5, 7][usize::from(self.byte() % 4)];
         for command in [1, 3, connect] {
-            let word = connection << 24 | command << 16 | u32::from(vp) << 8 | sint;
+            let word = connection << 24 | command << 16 | u32::from(vp & 0xff) << 8 | sint;
             self.access(Access::write(Space::Port, 0x3000, Size::B4, word.into()));
         }
         let (input, param) = match is_event {
@@ -34,6 +43,8 @@ impl Generator<'_, '_, '_> {
                 (0x5c, addr)
             }
         };
+        let input = if odd & 1 == 1 { input ^ FAST } else { input };
+        let param = param | if odd & 4 != 0 { 1 << (32 + (odd >> 3 & 1) * 16) } else { 0 };
         let exit = Exit::HypervCall { input, params: [param, 0] };
         self.play(Op::Exit { cpu: 0, exit });
     }
@@ -51,7 +62,11 @@ impl Generator<'_, '_, '_> {
                 0..0xc0 => Exit::IoapicEoi(self.pick(self.written) as u8),
                 byte => Exit::IoapicEoi(byte),
             },
-            6 => Exit::SystemEvent(SystemEvent::Reset),
+            6 => Exit::SystemEvent(self.pick([
+                SystemEvent::Reset,
+                SystemEvent::Shutdown,
+                SystemEvent::Crash,
+            ])),
             7 => Exit::SystemEvent(SystemEvent::Other(self.byte().into())),
             8 => Exit::Shutdown,
             9 => Exit::InternalError { suberror: self.byte().into() },
@@ -61,7 +76,8 @@ impl Generator<'_, '_, '_> {
             13 => Exit::BusLock,
             14 => Exit::Notify,
             _ => match self.byte() {
-                reason @ 0..0x20 => Exit::Unknown(reason.into()),
+                reason @ 0..0x10 => Exit::Unknown(reason.into()),
+                msr @ 0x10..0x20 => Exit::HypervDebug { msr: msr.into() },
                 _ => return self.synic(),
             },
         };

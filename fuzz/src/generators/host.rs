@@ -9,6 +9,14 @@ use super::Generator;
 const END_OF_TIME: u64 = 1 << 62;
 
 impl Generator<'_, '_, '_> {
+    /// Whether a device of this board takes input, or has.
+    pub(super) fn hears(&mut self) -> bool {
+        let machine = self.player.machine();
+        let open = |name: &'static str| machine.input_room(name).is_some_and(|room| room > 0);
+        self.heard = self.heard || machine.devices().any(open);
+        self.heard
+    }
+
     pub(super) fn input(&mut self) {
         let machine = self.player.machine();
         let open = |name: &&'static str| machine.input_room(name).is_some_and(|room| room > 0);

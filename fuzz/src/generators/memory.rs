@@ -1,11 +1,11 @@
 //! Values, addresses, and what lies in memory.
 
-use vmm::access::Size;
+use vmm::access::{Access, Size, Space};
 use vmm::script::Op;
 
 use super::Generator;
 use super::tables::{EDGES, PLACES, RAM_PLACES};
-use super::values::CHAINS;
+use super::values::{CHAINS, ROWS, Rows, Tell};
 
 impl Generator<'_, '_, '_> {
     /// A value for a field or register of this width, not cut to it.
@@ -77,33 +77,83 @@ impl Generator<'_, '_, '_> {
     /// Pages of tables, each of whose entries leads to the next page: what an IOMMU walks. Of the first
     /// tables entries have 16 bytes (a root and a context, VT-d specification, chapter 9), of the others
     /// 8. The upper half of a root is 0. Rarely one table is wrong. Mostly the IOMMU is then told where they
-    /// begin.
+    /// begin. Or, one time of four where a device finds such in memory: rows.
     pub(super) fn chain(&mut self) {
-        let base: u64 = self.pick(CHAINS);
-        let levels = self.pick([6u64, 5, 4, 3, 2, 7]);
-        let wide = self.pick([2u64, 2, 2, 0, 1, 3]);
-        // Of a context: the address width, and a domain.
-        let second = u64::from(self.pick([2u8, 1, 3, 0, 2, 4, 6, 7])) | u64::from(self.byte()) << 8;
+        let byte = self.byte();
+        let base = CHAINS[usize::from(byte) % CHAINS.len()];
+        if byte >= 0xc0 && self.rows(base) {
+            return;
+        }
+        let levels = self.pick([6u64, 5, 6, 4, 5, 3, 2, 7]);
+        let wide = self.pick([2u64, 2, 2, 0, 2, 1, 2, 3]);
+        // Of a context: the address width, mostly that of so many tables, and a domain.
+        let right = levels.saturating_sub(4) as u8;
+        let second = self.pick([right, 1, right, 0, right, 2, right, 7]);
+        let second = u64::from(second) | u64::from(self.byte()) << 8;
         let wrong = (self.byte(), self.byte(), self.byte());
+        let is_told = self.byte() < 0xc0;
+        // What the last table allows: reading and writing, or one of both; or a large page.
+        let rights = self.pick([3u64, 1, 2, 3, 3, 0x83, 3, 3]);
         for level in 0..levels {
             let at = base + level * 0x1000;
-            let mut entry = (at + 0x1000) | if level < wide { 1 } else { 3 };
+            let flags = match level {
+                _ if level < wide => 1,
+                _ if level + 1 == levels => rights,
+                _ => 3,
+            };
+            let mut entry = (at + 0x1000) | flags;
             if wrong.0 >= 0xc0 && u64::from(wrong.1) % levels == level {
-                entry ^= 1 << (wrong.2 % 64);
+                // Mostly one of its flags, of which there are fewer than bits of the address.
+                let bit = if wrong.2 < 0x80 { wrong.2 % 12 } else { wrong.2 % 64 };
+                entry ^= 1 << bit;
             }
             let odd = match level + 1 {
                 n if n < wide => 0,
                 n if n == wide => second,
                 _ => entry,
             };
-            let bytes = [entry, odd].map(u64::to_le_bytes).as_flattened().repeat(256);
+            // What leads from where there is memory; a whole page takes an execution's time.
+            let bytes = [entry, odd].map(u64::to_le_bytes).as_flattened().repeat(64);
             self.play(Op::Ram { addr: at, bytes, after: 0 });
         }
         self.places.rotate_right(1);
         self.places[0] = base;
         self.filled = true;
-        if self.byte() < 0xc0 {
+        if is_told {
             self.translate(base);
         }
+    }
+
+    /// Rows that a device of this board finds in memory. Mostly it is then told of them. Whether there is such a
+    /// device.
+    fn rows(&mut self, base: u64) -> bool {
+        let which = usize::from(self.byte());
+        let is_there = |rows: &&Rows| self.base_of(rows.region).is_some();
+        let there = ROWS.iter().filter(is_there).count();
+        let rows = ROWS.iter().filter(is_there).nth(which % there.max(1));
+        let Some(Rows { region, halves, tells }) = rows else { return false };
+        let how = self.byte();
+        let mut bytes = Vec::new();
+        for _ in 0..1 + how % 5 {
+            for half in halves {
+                bytes.extend(self.brief(half).to_le_bytes());
+            }
+        }
+        let len = bytes.len() as u64;
+        self.play(Op::Ram { addr: base, bytes, after: 0 });
+        self.places.rotate_right(1);
+        self.places[0] = base;
+        self.filled = true;
+        if let (0..0xc0, Some(at)) = (how, self.base_of(region)) {
+            for &(register, size, tell) in *tells {
+                let value = match tell {
+                    Tell::Value(value) => value,
+                    Tell::Place(bits) => base | bits,
+                    Tell::Bytes => len,
+                };
+                self.access(Access::write(Space::Mmio, at + register, size, value));
+            }
+        }
+        true
     }
 }

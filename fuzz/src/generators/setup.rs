@@ -8,7 +8,8 @@ use vmm::script::Op;
 use vmm::script::replay::Player;
 
 use super::tables::{EDGES, PLACES, RAM_PLACES};
-use super::{Generated, Generator, Room, is_data, values};
+use super::values::{self, Tell};
+use super::{Generated, Generator, Room, is_data};
 use crate::models::Models;
 use crate::{Board, registers};
 
@@ -54,6 +55,8 @@ impl Generator<'_, '_, '_> {
             // The command register: without it a function does little.
             0..0x40 => 4,
             0x40..0xe0 => offset % 0x60,
+            // The capability for messages.
+            0xe0..0xf0 => 0x40,
             _ => offset,
         };
         (slot, offset & !3)
@@ -95,6 +98,10 @@ impl Generator<'_, '_, '_> {
             self.access(Access::write(Space::Port, DATA_PORT, Size::B4, enabled));
         }
         let size = self.size(&m);
+        if let (0x40..0x80, [_, ..]) = (how, values::recipes(m.region.name)) {
+            self.recipe(&m);
+            return self.settle(around);
+        }
         let many = 2 + u64::from(how) % (MOST - 1);
         let (first, many) = match how {
             0..0x40 => (self.offset(&m), many),
@@ -105,24 +112,57 @@ impl Generator<'_, '_, '_> {
             let by = n * size.bytes();
             let at = if down { (many - 1) * size.bytes() - by } else { by };
             let Some(at) = first.checked_add(at).filter(|&at| at < m.region.len) else { continue };
-            let value = self.brief(values::of(m.region.name, at)) & size.mask();
+            let (own, up) = values::of_access(m.region.name, at, size);
+            let value = self.brief(own) << up & size.mask();
             let addr = m.base + at;
             let addr = if m.region.space == Space::Port { addr & 0xffff } else { addr };
             self.access(Access::write(m.region.space, addr, size, value));
         }
+        self.settle(around);
+    }
+
+    /// What was begun mostly comes to its end.
+    fn settle(&mut self, around: u8) {
         if around % 4 != 3 {
             self.at_deadline(0);
             self.play(Op::Timer);
         }
     }
 
+    /// What a driver writes, but for some value that is another.
+    fn recipe(&mut self, m: &Mapping) {
+        let all = values::recipes(m.region.name);
+        let which = usize::from(self.byte()) % all.len();
+        for &(register, size, tell) in all[which] {
+            let own = values::of(m.region.name, register);
+            let value = match (tell, self.byte()) {
+                (Tell::Value(value), 0..0xe0) => value,
+                // Mostly where memory was filled last.
+                (Tell::Place(bits), 0..0x80) => self.places[0] | bits,
+                (Tell::Place(bits), byte @ 0x80..0xe0) => {
+                    PLACES[usize::from(byte) % RAM_PLACES] | bits
+                }
+                (Tell::Bytes, byte @ 0..0xe0) if !own.is_empty() => {
+                    own[usize::from(byte) % own.len()]
+                }
+                (_, byte) => EDGES[usize::from(byte) % EDGES.len()],
+            };
+            let addr = m.base + register;
+            self.access(Access::write(m.region.space, addr, size, value & size.mask()));
+        }
+    }
+
     /// Has the IOMMU, if there is one, walk tables from there: as a driver does it (VT-d, 10.4.4 and 10.4.6).
     pub(super) fn translate(&mut self, root: u64) {
-        let is_iommu = |m: &&Mapping| m.region.name == values::IOMMU;
-        let Some(base) = self.mappings.iter().find(is_iommu).map(|m| m.base) else { return };
+        let Some(base) = self.base_of(values::IOMMU) else { return };
         let write = |at, size, value| Access::write(Space::Mmio, base + at, size, value);
         self.access(write(vtd::ROOT, Size::B8, root));
         self.access(write(vtd::COMMAND, Size::B4, values::TRANSLATION));
+    }
+
+    /// Where a region of this name is, if there is one.
+    pub(super) fn base_of(&self, region: &str) -> Option<u64> {
+        self.mappings.iter().find(|m| m.region.name == region).map(|m| m.base)
     }
 
     /// Registers of a large region between which there is no gap, mostly of many: where they begin, and how
@@ -139,7 +179,7 @@ impl Generator<'_, '_, '_> {
     }
 
     /// A value that one byte chooses, so that a record has room for many; `own` are those of the register.
-    fn brief(&mut self, own: &[u64]) -> u64 {
+    pub(super) fn brief(&mut self, own: &[u64]) -> u64 {
         let byte = self.byte();
         let n = usize::from(byte >> 3);
         match byte % 8 {

@@ -35,31 +35,34 @@ use super::{Beyond, Put, Subject, Target, beyond, seeds, whole};
 const CHIP: &[Beyond] = &[
     beyond("default", "", "boards are built with `new`"),
     beyond("fmt", "", "for who debugs"),
-    beyond("restore", "StateError {", "a state that no device saved; target `snapshot` has them"),
-    beyond("restore", "let what =", "a state that no device saved; target `snapshot` has them"),
-    beyond("restore", "error(", "a state that no device saved; target `snapshot` has them"),
-    beyond("", "_ => Err(IoError::NoRegister)", "the bus hands a device what lies in its regions"),
-    beyond(
-        "",
-        "_ => return Err(IoError::NoRegister)",
-        "the bus hands a device what lies in its regions",
-    ),
-    beyond(
-        "",
-        "(0, _) => Err(IoError::Width)",
-        "the bus divides what is wider than a region takes",
-    ),
-    beyond(
-        "",
-        "(0, _) => return Err(IoError::Width)",
-        "the bus divides what is wider than a region takes",
-    ),
-    beyond("save", "return encode(", FLAW),
-    beyond("save", "entries.map(", FLAW),
+    beyond("restore", "StateError {", UNSAVED),
+    beyond("restore", "let what =", UNSAVED),
+    beyond("restore", "error(", UNSAVED),
+    beyond("", "_ => Err(IoError::NoRegister)", ROUTED),
+    beyond("", "_ => return Err(IoError::NoRegister)", ROUTED),
+    beyond("", "(0, _) => Err(IoError::Width)", DIVIDED),
+    beyond("", "(0, _) => return Err(IoError::Width)", DIVIDED),
 ];
-const FLAW: &str = "a flaw that only the feature `planted` has";
+const UNSAVED: &str = "a state that no device saved; target `snapshot` has them";
+const DIVIDED: &str = "the bus divides what is wider than a region takes";
+const ROUTED: &str = "the bus hands a device what lies in its regions";
+const BREAK: &str = "follows a break, which the host sends";
+const TABLE: &str = "a table that the compiler makes";
 const PUT_TOGETHER: &str = "asked of it while a machine is put together";
+const JUDGE: &str = "asked by who draws scripts or judges them";
 const HOST: &str = "asked by the host, and no script says it";
+
+/// What no exit leads to on a board.
+const MACHINE: &[Beyond] = &[
+    beyond("", "BoardError::", PUT_TOGETHER),
+    beyond("add", "(regions.len(), bases.len())", PUT_TOGETHER),
+    beyond("map", "", PUT_TOGETHER),
+    beyond("add_pci", "", PUT_TOGETHER),
+    beyond("add_function", "", PUT_TOGETHER),
+    beyond("line", "", JUDGE),
+    beyond("takes", "", JUDGE),
+    beyond("mappings", "", JUDGE),
+];
 
 /// What targets about chips have in common.
 const BASE: Target = Target {
@@ -117,9 +120,18 @@ pub static BOARD: Target = Target {
         canary: |_, outcome| outcome.answer == Answer::Stop(Stop::PowerOff),
     },
     sources: &["vmm/src/machine/mod.rs", "vmm/src/machine/synic.rs", "vmm/src/bus.rs"],
-    beyond: &[CHIP],
+    beyond: &[
+        CHIP,
+        MACHINE,
+        &[
+            beyond("act", "Action::Message", "asked by functions of a PCI bus; target `pci`"),
+            beyond("act", "Action::Interrupt", "asked by an IOMMU; target `pci`"),
+            beyond("nobody", "Some(pci) =>", "there is no PCI bus; target `pci`"),
+            beyond("restored", "", UNSAVED),
+        ],
+    ],
     floor: 86,
-    uncovered: "what is asked of a board while it is put together",
+    uncovered: "a message slot that fills while it is looked at, and hypercalls with bits that are reserved",
     words: &[b"Shutdown"],
     seeds: Vec::new,
 };
@@ -141,9 +153,9 @@ pub static PCI: Target = Target {
         canary: moved,
     },
     sources: &["vmm/src/machine/pci.rs", "vmm/src/machine/interrupts.rs"],
-    beyond: &[CHIP],
+    beyond: &[CHIP, MACHINE],
     floor: 91,
-    uncovered: "what is asked of a board while it is put together",
+    uncovered: "what a board does that has no I/O APIC, or whose IOMMU remaps interrupts",
     words: &[b"Shutdown"],
     seeds: seeds::pci,
 };
@@ -187,12 +199,11 @@ canary: |op, outcome| matches!(op, Op::Input { .. }) && high(outcome),
 |m| m.add(Box::new(Uart::new("com1")), &port(uart::COM1.0), Some(uart::COM1.1)),
 beyond: &[CHIP, &[
     beyond("receive_break", "", HOST),
-    beyond("read", "_FIFO_ERROR;", "follows a break, which the host sends"),
-    beyond("read", "if r.fifo {", "follows a break, which the host sends"),
-    beyond("read", "LSR_BREAK;", "follows a break, which the host sends"),
-    beyond("read", "r.breaks", "follows a break, which the host sends"),
-    beyond("", "return Err(IoError::Width)", "the bus divides what is wider than a region takes"),
-    beyond("write", "BASE_BAUD / u64::from(self.regs.divisor)", FLAW),
+    beyond("read", "_FIFO_ERROR;", BREAK),
+    beyond("read", "if r.fifo {", BREAK),
+    beyond("read", "LSR_BREAK;", BREAK),
+    beyond("read", "r.breaks", BREAK),
+    beyond("", "return Err(IoError::Width)", DIVIDED),
 ]]);
 
 chip!(RTC, "rtc", "the clock with its battery's memory", ["rtc.rs", "rtc/calendar.rs"], 91 "",
@@ -203,9 +214,7 @@ canary: |op, outcome| *op == Op::Timer && high(outcome),
     m.add(Box::new(chip), &port(rtc::BASE), Some(rtc::GSI))
 }, beyond: &[CHIP, &[
     beyond("nmi_masked", "", HOST),
-    beyond("", "(0 | 1, _) => return Err(IoError::Width)", "the bus divides what is wider than a region takes"),
-    beyond("", "self.set_calendar(self.calendar().after(1))", FLAW),
-    beyond("", "for _ in 0..seconds", FLAW),
+    beyond("", "(0 | 1, _) => return Err(IoError::Width)", DIVIDED),
 ]]);
 
 chip!(I8042, "i8042", "the keyboard controller with its keyboard", ["i8042.rs", "i8042/keyboard.rs"],
@@ -217,9 +226,9 @@ canary: |_, outcome| high(outcome),
     let places = [i8042::DATA_PORT, i8042::COMMAND_PORT];
     m.add(Box::new(I8042::new()), &places, Some(i8042::GSI))
 }, beyond: &[CHIP, &[
-    beyond("", "return Err(IoError::NoRegister)", "the bus hands a device what lies in its regions"),
-    beyond("", "Some(\"", "a state that no device saved; target `snapshot` has them"),
-    beyond("", "Some(what) => Err(StateError", "a state that no device saved; target `snapshot` has them"),
+    beyond("", "return Err(IoError::NoRegister)", ROUTED),
+    beyond("", "Some(\"", UNSAVED),
+    beyond("", "Some(what) => Err(StateError", UNSAVED),
 ]]);
 
 chip!(ACPI_PM, "acpi-pm", "ACPI's fixed power management", ["acpi_pm.rs"], 90 "",
@@ -243,11 +252,10 @@ chip!(FW_CFG, "fw-cfg", "fw_cfg with its DMA", ["fw_cfg.rs"], 90
     beyond("add", "", PUT_TOGETHER),
     beyond("add_file", "FwCfgError::", PUT_TOGETHER),
     beyond("", "key::UUID", PUT_TOGETHER),
-    beyond("transfer", "fill.next_multiple_of", FLAW),
-    beyond("", "is no key\"", "a state that no device saved; target `snapshot` has them"),
-    beyond("", "which has {len} bytes here\"", "a state that no device saved; target `snapshot` has them"),
-    beyond("", "let Regs { selector, offset, .. } = regs;", "a state that no device saved"),
-    beyond("", "(0, 1, _) => Err(IoError::Width)", "the bus divides what is wider than a region takes"),
+    beyond("", "is no key\"", UNSAVED),
+    beyond("", "which has {len} bytes here\"", UNSAVED),
+    beyond("", "let Regs { selector, offset, .. } = regs;", UNSAVED),
+    beyond("", "(0, 1, _) => Err(IoError::Width)", DIVIDED),
 ]]);
 
 chip!(POST, "post", "the port of POST codes", ["post.rs"], 97 "",
@@ -264,7 +272,7 @@ canary: |_, outcome| outcome.answer == Answer::Stop(Stop::Reset),
 chip!(EXIT, "exit", "the port that ends the VM", ["exit.rs"], 97 "",
     canary: |_, outcome| outcome.answer == Answer::Stop(Stop::Exit(0x55)),
     |m| m.add(Box::new(DebugExit), &port(exit::BASE), None),
-    beyond: &[CHIP, &[beyond("", "return Err(IoError::NoRegister)", "the bus hands a device what lies in its regions")]]);
+    beyond: &[CHIP, &[beyond("", "return Err(IoError::NoRegister)", ROUTED)]]);
 
 chip!(SHUTDOWN, "shutdown", "the port that takes the word `Shutdown`", ["shutdown.rs"], 97 "",
     canary: |_, outcome| outcome.answer == Answer::Stop(Stop::PowerOff),
@@ -279,10 +287,10 @@ chip!(TESTDEV, "testdev", "the test device of kvm-unit-tests", ["testdev.rs"], 9
 canary: |_, outcome| has(outcome, |e| matches!(e, Effect::Remap(_))),
 |m| m.add(Box::new(TestDevice::new()), &testdev::BASES, None),
 beyond: &[CHIP, &[
-    beyond("region", "", "a table that the compiler makes"),
-    beyond("latch_bits", "IoError::NoRegister", "the bus hands a device what lies in its regions"),
-    beyond("", "_ => Err(IoError::Width)", "the bus divides what is wider than a region takes"),
-    beyond("write", "return Err(IoError::Width)", "the bus divides what is wider than a region takes"),
+    beyond("region", "", TABLE),
+    beyond("latch_bits", "IoError::NoRegister", ROUTED),
+    beyond("", "_ => Err(IoError::Width)", DIVIDED),
+    beyond("write", "return Err(IoError::Width)", DIVIDED),
 ]]);
 
 chip!(IOAPIC, "ioapic", "an I/O APIC whose lines a guest drives", ["ioapic.rs"], 96 "",
@@ -322,9 +330,9 @@ canary: moved,
 seeds: seeds::pci_config, beyond: &[CHIP, &[
     beyond("", "Bar::Memory64", "no function has a base address of 64 bits"),
     beyond("is_empty", "", PUT_TOGETHER),
-    beyond("config_region", "", "a table that the compiler makes"),
+    beyond("config_region", "", TABLE),
     beyond("device", "", "for who writes a slot down"),
-    beyond("check", "error(format!(", "a state that no device saved; target `snapshot` has them"),
+    beyond("check", "error(format!(", UNSAVED),
 ]]);
 
 chip!(PCI_TESTDEV, "pci-testdev", "the test device on a PCI bus", ["pci/testdev.rs"], 93 "",
@@ -338,8 +346,6 @@ guides: &["vmm/src/chips/pci/config.rs"],
 canary: |_, outcome| high(outcome),
 |m| bus(m, None, &[PciDevice::Edu]),
 seeds: seeds::edu, beyond: &[CHIP, &[
-    beyond("factorial", "black_box", FLAW),
-    beyond("range", "start + length", FLAW),
 ]]);
 
 /// A PCI bus with these devices, from slot 3 on as on a PC.

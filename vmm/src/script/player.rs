@@ -81,6 +81,25 @@ pub struct End {
     pub lost_actions: u64,
 }
 
+/// The most accesses to memory, and the most effects, that one operation may have: far more than any sound
+/// board comes to, and few enough to be kept.
+const MOST: usize = 1 << 20;
+
+/// What a [`Player`] panics with when an operation goes on and on: no board ends it otherwise, and what it
+/// leads to is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("one operation has devices {0} more than {MOST} times")]
+pub struct Endless(&'static str);
+
+/// Keeps one more, if there is room for it.
+fn keep<T>(all: &mut Vec<T>, one: T, what: &'static str) {
+    if all.len() == MOST {
+        // The device that does it is to be left, and it hears of nothing else.
+        std::panic::panic_any(Endless(what));
+    }
+    all.push(one);
+}
+
 /// An access of a device to memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Touch {
@@ -132,7 +151,7 @@ impl LateRam {
     fn touch(&self, late: &mut Late, touch: Touch) {
         self.used.store(true, Ordering::Relaxed);
         late.accesses = late.accesses.saturating_add(1);
-        late.touched.push(touch);
+        keep(&mut late.touched, touch, "access memory");
     }
 
     /// Memory is written otherwise.
@@ -196,6 +215,12 @@ struct Kept {
     restoring: bool,
 }
 
+impl Kept {
+    fn effect(&mut self, effect: Effect) {
+        keep(&mut self.effects, effect, "tell the host something");
+    }
+}
+
 impl Sink {
     fn lock(&self) -> MutexGuard<'_, Kept> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -207,26 +232,26 @@ impl Backplane for Sink {
         let mut kept = self.lock();
         let before = kept.levels.insert(gsi, level).unwrap_or(false);
         if !kept.restoring || before != level {
-            kept.effects.push(Effect::Line { gsi, level });
+            kept.effect(Effect::Line { gsi, level });
         }
     }
 
     fn output(&self, device: &'static str, byte: u8) {
-        self.lock().effects.push(Effect::Output { device: device.into(), byte });
+        self.lock().effect(Effect::Output { device: device.into(), byte });
     }
 
     fn remap_page(&self, gpa: u64) {
-        self.lock().effects.push(Effect::Remap(gpa));
+        self.lock().effect(Effect::Remap(gpa));
     }
 
     fn raise_sint(&self, vp: u32, sint: u8) {
-        self.lock().effects.push(Effect::Sint { vp, sint });
+        self.lock().effect(Effect::Sint { vp, sint });
     }
 
     fn watch_sint(&self, _: u32, _: u8) {}
 
     fn message(&self, address: u64, data: u32) {
-        self.lock().effects.push(Effect::Message { address, data });
+        self.lock().effect(Effect::Message { address, data });
     }
 
     fn await_end(&self, pin: u32, message: Option<(u64, u32)>) {
@@ -236,14 +261,14 @@ impl Backplane for Sink {
             None => kept.awaited.remove(&pin),
         };
         if !kept.restoring || before != message {
-            kept.effects.push(Effect::AwaitEnd { pin, message });
+            kept.effect(Effect::AwaitEnd { pin, message });
         }
     }
 
     fn deadline(&self, at: Nanos) {
         let mut kept = self.lock();
         if !kept.restoring {
-            kept.effects.push(Effect::Deadline(at));
+            kept.effect(Effect::Deadline(at));
         }
     }
 }

@@ -11,7 +11,7 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::path::Path;
 
-pub use super::player::{Build, BuildError, End, Outcome, Player, Touch, board};
+pub use super::player::{Build, BuildError, End, Endless, Outcome, Player, Touch, board};
 use super::{Answer, Effect, Op, Reader, Script, ScriptError, Step};
 use crate::access::IoError;
 use crate::device::Nanos;

@@ -55,12 +55,16 @@ impl BusMemory {
     /// Fills `bytes` from a bus address.
     ///
     /// # Errors
-    /// When some of it cannot be read; what was read before is in `bytes`.
+    /// When some of it cannot be read; runs that were read before are in `bytes`.
     pub fn read(&self, env: &mut Env<'_>, address: u64, bytes: &mut [u8]) -> Result<(), Refused> {
         let mut done = 0;
         while done < bytes.len() {
             let address = address.wrapping_add(done as u64);
             let (at, len) = self.run(env, address, bytes.len() - done, false)?;
+            // All of a run or nothing: what comes before the end of memory does not arrive either.
+            if !env.ram.contains(at, len as u64) {
+                return Err(Refused { address });
+            }
             let part = &mut bytes[done..done + len];
             env.ram.read(at, part).map_err(|_| Refused { address })?;
             done += len;
@@ -148,6 +152,10 @@ mod tests {
         let expected = [254, 255].into_iter().chain(224..240).chain([208, 209]);
         assert!(bytes.iter().copied().eq(expected), "{bytes:?}");
         assert_eq!(memory.write(&mut env, 14, &[1, 2, 3]), Err(Refused { address: 16 }));
+        // Without an IOMMU all of it is one run, and of that nothing is read if memory ends within.
+        let (direct, mut four) = (BusMemory::new(Slot::new(3, 0), None), [7; 4]);
+        let refused = direct.read(&mut env, (2 << 20) - 2, &mut four);
+        assert_eq!((refused, four), (Err(Refused { address: (2 << 20) - 2 }), [7; 4]));
         assert_eq!(ram.read_u32(252), Ok(0x0201_fdfc), "what came before the refusal");
         assert_eq!(memory.read(&mut env, 255, &mut bytes), Err(Refused { address: 256 }));
         let other = BusMemory::new(Slot::new(3, 0), Some(Arc::new(Reversed)));

@@ -221,13 +221,10 @@ fn one(
         writeln!(out, "  {}", line(&name, &file.summary).replacen("  ", "", 1));
     }
     if total.lines.covered < total.lines.count {
-        tell_missed(&counted.lines()?, out);
+        tell_missed(target, &counted.lines()?, out);
         for Beyond { function, text, why } in target.beyond.iter().copied().flatten() {
             let space = if function.is_empty() || text.is_empty() { "" } else { ": " };
             writeln!(out, "  no input reaches `{function}{space}{text}`: {why}");
-        }
-        if !target.uncovered.is_empty() {
-            writeln!(out, "  not reached: {}", target.uncovered);
         }
     }
     let index = page.join("index.html");
@@ -236,11 +233,20 @@ fn one(
     Ok(())
 }
 
-/// Tells which lines were not reached, a line for each function.
-pub fn tell_missed(sources: &[(Source, String)], out: &mut Out) {
+/// Tells which lines were not reached, a line for each function, and why.
+pub fn tell_missed(target: &Target, sources: &[(Source, String)], out: &mut Out) {
+    let mut any = false;
     for (source, text) in sources {
         for (function, lines) in source.missed(text) {
             writeln!(out, "  missed: {}:{lines} in {function}", source.name);
+            any = true;
         }
+    }
+    match (any, target.uncovered) {
+        (false, _) => {}
+        (true, "") => {
+            writeln!(out, "  not reached: no reason is known (`uncovered` of the target)")
+        }
+        (true, why) => writeln!(out, "  not reached: {why}"),
     }
 }

@@ -87,7 +87,7 @@ pub fn run(
         drop(send);
         let mut good = true;
         for (target, reached) in receive {
-            good &= tell(target, &reached?, out);
+            good &= tell(target, &reached?, options, out);
         }
         Ok(good)
     })
@@ -126,8 +126,9 @@ fn one(
     Ok(Reached { stat: hunted.stat, took: hunted.took, sources })
 }
 
-/// Tells what was reached; whether that is enough.
-fn tell(target: &Target, reached: &Reached, out: &mut Out) -> bool {
+/// Tells what was reached, and what was not where that is too little or was begun from nothing; whether it is
+/// enough.
+fn tell(target: &Target, reached: &Reached, options: &Options, out: &mut Out) -> bool {
     let (covered, all) = reached.lines();
     let (percent, floor) = (reached.percent(), target.floor);
     let good = percent >= f64::from(floor);
@@ -144,8 +145,8 @@ fn tell(target: &Target, reached: &Reached, out: &mut Out) -> bool {
         reached.took.as_secs_f64(),
         if good { "" } else { ": too little" }
     );
-    if !good {
-        cover::tell_missed(&reached.sources, out);
+    if !good || !options.seeds {
+        cover::tell_missed(target, &reached.sources, out);
     }
     run::tell_refused(&reached.stat, out) && good
 }

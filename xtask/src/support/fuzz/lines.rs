@@ -27,9 +27,11 @@ impl Source {
         self.counts.values().filter(|&&count| count > 0).count()
     }
 
-    /// Leaves out what no input reaches, and was not reached.
+    /// Leaves out what no input reaches, and was not reached: what only a planted flaw does, too.
     pub fn leave_out(&mut self, text: &str, beyond: &[&Beyond]) {
         let lines: Vec<&str> = text.lines().collect();
+        let planted = planted(&lines);
+        self.counts.retain(|line, count| *count > 0 || !planted.contains(line));
         for Beyond { function, text: says, .. } in beyond {
             let within = match function.is_empty() {
                 true => vec![1..=lines.len()],
@@ -102,6 +104,31 @@ fn begins(line: &str) -> Option<&str> {
     (words.into_iter().all(qualified) && !name.is_empty()).then_some(name)
 }
 
+/// The lines, from 1 on, that are there for a planted flaw: what stands behind an `if` that asks for one, and the
+/// arm of a `match`.
+fn planted(lines: &[&str]) -> BTreeSet<usize> {
+    let mut found = BTreeSet::new();
+    for (at, line) in lines.iter().enumerate() {
+        let Some((before, _)) = line.split_once("planted::has(") else { continue };
+        let is_arm = line.contains("=> ") || line.ends_with("=>");
+        let goes_on = |n: &usize| !lines[at..*n].iter().any(|line| line.ends_with([';', ',', '}']));
+        let block = (at..lines.len()).take_while(goes_on).find(|&n| lines[n].ends_with('{'));
+        match block {
+            _ if before.ends_with('!') => {}
+            Some(first) if before.contains("if ") && (first == at || !is_arm) => {
+                found.extend(first + 2..=end(lines, first, indent(line)));
+            }
+            _ if before.contains("if ") && is_arm => drop(found.insert(at + 1)),
+            Some(first) if before.contains("match ") => {
+                let is_true = |line: &&str| line.trim_start().starts_with("true =>");
+                found.extend(lines.get(first + 1).filter(|line| is_true(line)).map(|_| first + 2));
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
 fn indent(line: &str) -> usize {
     line.len() - line.trim_start().len()
 }
@@ -168,6 +195,47 @@ impl A {
         let pairs = [("one", "4-5"), ("short", "7"), ("long", "8-9, 11")];
         let expected = pairs.map(|(f, l)| (f.to_owned(), l.to_owned()));
         assert_eq!(source.missed(TEXT), expected);
+    }
+
+    #[test]
+    fn what_a_planted_flaw_does_is_known() {
+        let text = "\
+fn a() {
+    if planted::has(Flaw::A) {
+        one();
+        two();
+    }
+    if x || !planted::has(Flaw::B) {
+        three();
+    } else if y && planted::has(Flaw::C) {
+        four()
+    } else {
+        five()
+    }
+    if planted::has(Flaw::D)
+        && let Some(x) = x
+    {
+        six();
+    }
+    let z = match planted::has(Flaw::E) && x {
+        true => 7,
+        false => 8,
+    };
+    match z {
+        7 if planted::has(Flaw::F) => 9,
+        8 if planted::has(Flaw::F) => {
+            10
+        }
+        _ => 11,
+    }
+    let w = if planted::has(Flaw::G) { 12 } else { 13 };
+}
+";
+        let lines: Vec<&str> = text.lines().collect();
+        let found: Vec<_> = planted(&lines).iter().map(|n| lines[n - 1].trim()).collect();
+        let expected = ["one();", "two();", "four()", "six();", "true => 7,"];
+        assert_eq!(found[..5], expected);
+        assert_eq!(found[5..], ["7 if planted::has(Flaw::F) => 9,", "10"]);
     }
 
     #[test]

@@ -26,6 +26,9 @@ const EXECUTION: Duration = Duration::from_secs(5);
 const BUSY: u32 = 20;
 /// How often the least script is played.
 const AGAIN: u64 = 100;
+/// How much processor time it gets each time, if it takes the process along: far more than any that is sound
+/// takes.
+const ENDLESS: Duration = Duration::from_secs(1);
 
 /// A flaw, as `fuzz-tool flaws` lists it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -212,22 +215,17 @@ fn one(
 /// How many tries reproduce it, and how many there were.
 fn again(tool: &Tool<'_>, target: &str, least: &Path) -> Result<(u64, u64), Failure> {
     let Some(first) = tool.judge(target, least, 1)? else { return Ok((0, 1)) };
-    let tries = match &first.cause {
-        // Each try takes as long as one waits for an end that does not come.
-        cause if cause.law == "bounds" && cause.what.starts_with("no end") => 5,
-        cause if cause.what == "stack overflow" || cause.what.starts_with("signal") => AGAIN,
-        _ => {
-            let all = tool.judge(target, least, AGAIN)?;
-            return Ok((all.map_or(0, |all| all.times), AGAIN));
-        }
-    };
-    // It takes the process along, so each try is a process.
+    if !first.ends_process {
+        let all = tool.judge(target, least, AGAIN)?;
+        return Ok((all.map_or(0, |all| all.times), AGAIN));
+    }
+    // Each try is a process, then. One that does not end takes all the time that it gets, and shows that in less.
     let mut good = 0;
-    for _ in 0..tries {
-        let now = tool.judge(target, least, 1)?;
+    for _ in 0..AGAIN {
+        let now = tool.judge_within(ENDLESS, target, least, 1)?;
         good += u64::from(now.is_some_and(|now| now.cause == first.cause));
     }
-    Ok((good, tries))
+    Ok((good, AGAIN))
 }
 
 /// Lines of a name, a target and a sentence, with tabs between.

@@ -58,6 +58,8 @@ pub struct Judged {
     pub ops: usize,
     /// In how many of the tries.
     pub times: u64,
+    /// It took the process along, so that there was one try whatever was asked for.
+    pub ends_process: bool,
 }
 
 /// The tool, and the environment that it runs in.
@@ -169,7 +171,12 @@ impl<'a> Tool<'a> {
         self.judge_within(JUDGE, target, file, times)
     }
 
-    fn judge_within(
+    /// As [`Tool::judge`], with so much processor time for each try.
+    ///
+    /// # Errors
+    ///
+    /// As [`Tool::judge`].
+    pub fn judge_within(
         &self,
         each: Duration,
         target: &str,
@@ -182,7 +189,7 @@ impl<'a> Tool<'a> {
             ["check".as_ref(), target.as_ref(), times_word.as_ref(), file.as_ref()];
         let died = |law: &str, what: String| {
             let cause = Cause { device: owner_of(target, file), law: law.into(), what };
-            Ok(Some(Judged { cause, ops: ops_of(file), times: 1 }))
+            Ok(Some(Judged { cause, ops: ops_of(file), times: 1, ends_process: true }))
         };
         let ran = self.run(&words, limit);
         if let Some((law, what)) = died_of(&ran.2).filter(|_| ran.0 != Ended::Exited(0)) {
@@ -309,7 +316,8 @@ fn judged(out: &str) -> Option<Judged> {
     let [_, device, law, what, _, ops, times] = parts[..] else { return None };
     let [device, law, what] = [device, law, what].map(str::to_owned);
     let cause = Cause { device, law, what };
-    Some(Judged { cause, ops: ops.parse().ok()?, times: times.parse().ok()? })
+    let (ops, times) = (ops.parse().ok()?, times.parse().ok()?);
+    Some(Judged { cause, ops, times, ends_process: false })
 }
 
 #[cfg(test)]
