@@ -121,23 +121,25 @@ pub trait Vcpu: Send {
     /// goes on without entering the guest.
     fn run(&mut self, entry: Entry) -> Exit;
 
-    /// Completes the last exit with `entry`; gives the next item if it was split and goes on.
+    /// Completes the last exit with `entry`; gives the next item if it was split and goes on. Only asked of one
+    /// that [`Vcpu::answers_in_place`].
     fn complete(&mut self, entry: Entry) -> Option<Exit> {
         let _ = entry;
         None
     }
 
     /// Enters the guest, once every exit before is completed, and again after each exit for one whole access,
-    /// which `board` answers. Gives any other exit, a kick among them, for [`Vcpu::complete`].
+    /// which `board` answers. Gives any other exit, a kick among them, for [`Vcpu::complete`]. Only asked of
+    /// one that [`Vcpu::answers_in_place`].
     #[inline]
     fn enter(&mut self, board: &mut impl Answers) -> Exit {
         let _ = board;
         self.run(Entry::Resume)
     }
 
-    /// Whether exits bring registers along, which somebody wants to see: then no access is answered on
-    /// the way.
-    fn syncs(&self) -> bool {
+    /// Whether accesses may be answered on the way, by [`Vcpu::enter`]: not where somebody wants to see more
+    /// of an exit, nor of a vCPU that has [`Vcpu::run`] alone.
+    fn answers_in_place(&self) -> bool {
         false
     }
 

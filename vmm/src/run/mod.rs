@@ -251,7 +251,9 @@ impl<K: Kick> Control<K> {
         // Nor is a probe that began before.
         self.attend(index, vcpu);
         match handler.board() {
-            Some(machine) if !vcpu.syncs() => self.run_direct(index, vcpu, cx, handler, machine),
+            Some(machine) if vcpu.answers_in_place() => {
+                self.run_direct(index, vcpu, cx, handler, machine)
+            }
             _ => {
                 let mut entry = Entry::Resume;
                 while !self.ending() {

@@ -270,8 +270,8 @@ impl Vcpu for KvmVcpu {
         }
     }
 
-    fn syncs(&self) -> bool {
-        self.page.syncs()
+    fn answers_in_place(&self) -> bool {
+        !self.page.syncs()
     }
 
     fn start(&mut self, start: &CpuState) -> Result<(), HvError> {
