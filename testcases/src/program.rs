@@ -1,6 +1,7 @@
 //! Builds the `vmm` program that cases run, and other programs of this workspace.
 
 use std::ffi::OsStr;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::AtomicBool;
@@ -50,6 +51,20 @@ pub fn build<const N: usize>(
     names: [&str; N],
     cancel: &AtomicBool,
 ) -> Result<[PathBuf; N], String> {
+    build_telling(command, names, cancel, &mut std::io::stderr())
+}
+
+/// As [`build`], with the compiler's messages written to `log`.
+///
+/// # Errors
+///
+/// As of [`build`].
+pub fn build_telling<const N: usize>(
+    command: &mut Command,
+    names: [&str; N],
+    cancel: &AtomicBool,
+    log: &mut dyn Write,
+) -> Result<[PathBuf; N], String> {
     let mut messages = Vec::new();
     let ended = process::run(
         command.arg("--message-format=json-render-diagnostics"),
@@ -58,9 +73,8 @@ pub fn build<const N: usize>(
         &mut |stream, bytes| match stream {
             Stream::Out => messages.extend_from_slice(bytes),
             Stream::Err => {
-                use std::io::Write;
-                // A closed standard error is no reason to fail.
-                let _ = std::io::stderr().write_all(bytes);
+                // That nobody takes them is no reason to fail.
+                let _ = log.write_all(bytes);
             }
         },
     );

@@ -3,17 +3,20 @@
 use std::path::Path;
 use std::process::ExitCode;
 
+use hosts::machine::Machine;
 use hosts::name::Name;
 use hosts::programs::{self, Kind};
 use testcases::facts::HostFacts;
 use testcases::facts_table::FactsTable;
-use testcases::nearest;
 
 use crate::flags::{self, BenchAction};
 use crate::support::bench::baseline::{Baseline, Measured};
-use crate::support::bench::exact::{self, PAYLOAD, Pair};
+use crate::support::bench::exact::{self, PAYLOAD, Pair, Spread};
 use crate::support::emulated::{self, Workshop};
 use crate::support::out::complain;
+use crate::support::perf::history::History;
+use crate::support::perf::record::{self, Measurement, Metric, Run};
+use crate::support::perf::tree;
 use crate::support::{self, Failure, Out, Outcome};
 
 /// Runs the command.
@@ -31,7 +34,7 @@ fn count(flags: &flags::Exact, out: &mut Out) -> Outcome {
         Failure::bad(format!("there is no payload `{PAYLOAD}`; `cargo xtask payloads` lists them"))
     })?;
     let kinds: Vec<&str> = payload.tests.iter().map(|(name, _)| &name[..]).collect();
-    let kinds = choose(&kinds, &flags.kinds)?;
+    let kinds = exact::choose(&kinds, &flags.kinds)?;
     if flags.only != Some(flags::Counted::Total) {
         FactsTable::collect().kvm().map_err(|why| {
             Failure::input(format!(
@@ -42,6 +45,7 @@ fn count(flags: &flags::Exact, out: &mut Out) -> Outcome {
     }
     let vmm = programs::build(&root, &support::cargo(), Kind::Measured, &cancel);
     let vmm = vmm.map_err(Failure::bad)?.vmm;
+    let mut emulated_by = None;
     let none = || vec![None; kinds.len()];
     let user = match flags.only {
         Some(flags::Counted::Total) => none(),
@@ -56,6 +60,7 @@ fn count(flags: &flags::Exact, out: &mut Out) -> Outcome {
             let shop = Workshop { root, catalog, make: &make, kind, cancel: &cancel };
             let (machine, params) = emulated::machine(Name::Amd, &shop)?;
             let pairs = exact::total(&machine, &params, &kinds, &cancel)?;
+            emulated_by = Some(emulator(&machine));
             pairs.into_iter().map(Some).collect()
         }
     };
@@ -65,7 +70,59 @@ fn count(flags: &flags::Exact, out: &mut Out) -> Outcome {
         .map(|(kind, (user, total))| Measured { kind, user, total })
         .collect();
     table(&rows, out);
+    if flags.save {
+        save(flags, &root, &rows, emulated_by, out)?;
+    }
     judge(flags, &root, &rows, out)
+}
+
+/// What tells an emulated host: instructions counted there are the same whatever it is emulated on.
+fn emulator(machine: &Machine) -> record::Machine {
+    record::Machine {
+        cpu: "an emulated processor".to_owned(),
+        kernel: machine.kernel.release.clone(),
+        profile: Kind::Measured.profile().to_owned(),
+        qemu: machine.emulator.program().version.clone(),
+    }
+}
+
+/// Keeps what was counted: a run for each host.
+fn save(
+    flags: &flags::Exact,
+    root: &Path,
+    rows: &[Measured<'_>],
+    emulated_by: Option<record::Machine>,
+    out: &mut Out,
+) -> Result<(), Failure> {
+    let commit = tree::commit(root)?;
+    let mut history = History::open(flags.db.as_deref())?;
+    let one = |kind: &str, measure: &str, samples: Vec<f64>| Measurement {
+        metric: Metric::instructions(format!("exits/{kind}/{measure}")),
+        samples,
+    };
+    let user = rows.iter().filter_map(|row| {
+        let Spread { least, median, most } = row.user?.vmm;
+        Some(one(row.kind, "user", [least, median, most].map(|n| n as f64).to_vec()))
+    });
+    let over = rows.iter().filter_map(|row| Some(one(row.kind, "over", vec![row.over()? as f64])));
+    let this = record::Machine::this(Kind::Measured.profile());
+    let runs =
+        [("kvm", Some(this), user.collect()), ("amd", emulated_by, over.collect::<Vec<_>>())];
+    for (host, machine, measurements) in runs {
+        if measurements.is_empty() {
+            continue;
+        }
+        history.save(&Run {
+            commit: commit.clone(),
+            at: record::now(),
+            host: host.to_owned(),
+            tool: "bench exact".to_owned(),
+            machine,
+            measurements,
+        })?;
+    }
+    writeln!(out, "kept of {commit} in {}", history.path().display());
+    Ok(())
 }
 
 /// Holds what was measured against the baseline, or makes it the baseline, as the user asks.
@@ -91,23 +148,6 @@ fn judge(flags: &flags::Exact, root: &Path, rows: &[Measured<'_>], out: &mut Out
         "exits cost another number of instructions than benches/exact.toml says; if that is meant, \
          `cargo xtask bench exact --accept REASON` writes it there",
     ))
-}
-
-/// The kinds that the user wants; all if none is named.
-fn choose<'a>(all: &[&'a str], wanted: &[String]) -> Result<Vec<&'a str>, Failure> {
-    if wanted.is_empty() {
-        return Ok(all.to_vec());
-    }
-    let find = |name: &String| {
-        all.iter().copied().find(|kind| kind == name).ok_or_else(|| {
-            let hint = nearest::hint(name, all.iter().copied());
-            Failure::input(format!(
-                "there is no kind of exit `{name}`{hint}; there are {}",
-                all.join(", ")
-            ))
-        })
-    };
-    wanted.iter().map(find).collect()
 }
 
 fn table(rows: &[Measured<'_>], out: &mut Out) {

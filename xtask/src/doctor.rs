@@ -94,7 +94,7 @@ const PROGRAMS: &[(&str, &[&str], &str)] = &[
 ];
 
 /// Runs the command.
-pub fn run(_: &flags::Doctor, out: &mut Out) -> Outcome {
+pub fn run(_: &flags::NoFlags, out: &mut Out) -> Outcome {
     let facts = FactsTable::collect();
     let mut advice = Vec::new();
     machine(out, &facts, &mut advice);

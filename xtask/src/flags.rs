@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use crate::support::bench::flags::{Bench, BenchAction, Counted, Exact};
+pub use crate::support::perf::flags::{Compare, Perf, PerfAction};
 
 /// exitlab: tests, fuzzing and measurements around a KVM virtual machine monitor.
 #[derive(Debug, Parser)]
@@ -25,9 +26,9 @@ pub enum Command {
     /// Runs everything a change must pass, the likeliest failure first.
     Ci(Ci),
     /// Tells what this machine offers, and what to do about what is missing.
-    Doctor(Doctor),
+    Doctor(NoFlags),
     /// Checks the rules of the house that a program can check.
-    Tidy(Tidy),
+    Tidy(NoFlags),
     /// Builds the guest payloads and lists their tests.
     Payloads(Payloads),
     /// Tells what of KVM's API and of the manuals is tested, on which host, and what is not yet.
@@ -38,6 +39,8 @@ pub enum Command {
     Fuzz(Fuzz),
     /// Measures what exits cost.
     Bench(Bench),
+    /// Keeps what was measured, compares, and reports.
+    Perf(Perf),
 }
 
 /// Where cases run, in the order of a report's columns.
@@ -170,13 +173,9 @@ pub struct Ci {
     pub require: String,
 }
 
-/// Flags of `doctor`: there are none.
+/// Flags of `doctor` and `tidy`: there are none.
 #[derive(Debug, Args)]
-pub struct Doctor {}
-
-/// Flags of `tidy`: there are none.
-#[derive(Debug, Args)]
-pub struct Tidy {}
+pub struct NoFlags {}
 
 /// Flags of `payloads`.
 #[derive(Debug, Args)]

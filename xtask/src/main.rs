@@ -10,6 +10,7 @@ mod fuzz;
 mod host;
 mod kut;
 mod payloads;
+mod perf;
 mod support;
 mod test;
 mod tidy;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         flags::Command::Host(flags) => host::run(&flags, &mut out),
         flags::Command::Fuzz(flags) => fuzz::run(&flags, &mut out),
         flags::Command::Bench(flags) => bench::run(&flags, &mut out),
+        flags::Command::Perf(flags) => perf::run(&flags, &mut out),
     };
     // What the command itself has to tell comes before what became of its output.
     outcome.and_then(|status| out.end().map(|()| status)).unwrap_or_else(|failure| {

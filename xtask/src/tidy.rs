@@ -106,7 +106,7 @@ struct Forbidden {
 }
 
 /// Runs the command.
-pub fn run(_: &flags::Tidy, out: &mut Out) -> Outcome {
+pub fn run(_: &flags::NoFlags, out: &mut Out) -> Outcome {
     let repository = Repository::read(&root())?;
     let (mut broken, mut warnings) = (0, 0);
     for (rule, check) in RULES {

@@ -5,6 +5,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
@@ -30,6 +31,13 @@ pub enum Kind {
     Measured,
 }
 
+impl Kind {
+    /// The profile that they are built with.
+    pub fn profile(self) -> &'static str {
+        if self == Kind::Measured { "release" } else { "host" }
+    }
+}
+
 /// The programs of an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Programs {
@@ -52,16 +60,31 @@ pub fn build(
     kind: Kind,
     cancel: &AtomicBool,
 ) -> Result<Programs, String> {
+    build_telling(root, cargo, kind, cancel, &mut std::io::stderr())
+}
+
+/// As [`build`], with the compiler's messages written to `log`.
+///
+/// # Errors
+///
+/// As of [`build`].
+pub fn build_telling(
+    root: &Path,
+    cargo: &OsStr,
+    kind: Kind,
+    cancel: &AtomicBool,
+    log: &mut dyn Write,
+) -> Result<Programs, String> {
     let flags = ["-Ctarget-feature=+crt-static", "-Crelocation-model=static"];
     let mut command = reproducible::cargo(cargo, root, "build", &flags)?;
     command
         .args(["--package", "agent", "--package", "vmm", "--bin", "agent", "--bin", "vmm"])
         .args(["--target-dir", TARGET_DIR]);
-    command.args(["--profile", if kind == Kind::Measured { "release" } else { "host" }]);
+    command.args(["--profile", kind.profile()]);
     if kind == Kind::Sabotage {
         command.args(["--features", "vmm/sabotage"]);
     }
-    let [agent, vmm] = program::build(&mut command, ["agent", "vmm"], cancel)
+    let [agent, vmm] = program::build_telling(&mut command, ["agent", "vmm"], cancel, log)
         .map_err(|why| format!("{why}, for emulated hosts; {STATIC_LIBC}"))?;
     check_static(&agent)?;
     check_static(&vmm)?;

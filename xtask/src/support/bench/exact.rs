@@ -11,6 +11,7 @@ use benches::steps;
 use hosts::machine::Machine;
 use hosts::plan::Params;
 use serde::Serialize;
+use testcases::nearest;
 use testcases::process::Stream;
 use testcases::transcript::{Report, Transcript};
 
@@ -61,9 +62,30 @@ pub struct Pair {
     pub vmm: Spread,
 }
 
-/// The arguments of one guest.
-fn arguments(payload: &str, kind: &str, bare: bool) -> Vec<String> {
-    let cmdline = format!("exits={EXITS}{}", if bare { " bare=1" } else { "" });
+/// The kinds that the user wants; all if none is named.
+///
+/// # Errors
+///
+/// There is none of that name.
+pub fn choose<'a>(all: &[&'a str], wanted: &[String]) -> Result<Vec<&'a str>, Failure> {
+    if wanted.is_empty() {
+        return Ok(all.to_vec());
+    }
+    let find = |name: &String| {
+        all.iter().copied().find(|kind| kind == name).ok_or_else(|| {
+            let hint = nearest::hint(name, all.iter().copied());
+            Failure::input(format!(
+                "there is no kind of exit `{name}`{hint}; there are {}",
+                all.join(", ")
+            ))
+        })
+    };
+    wanted.iter().map(find).collect()
+}
+
+/// The arguments of one guest that makes so many exits.
+pub fn arguments(payload: &str, kind: &str, exits: usize, bare: bool) -> Vec<String> {
+    let cmdline = format!("exits={exits}{}", if bare { " bare=1" } else { "" });
     let words = ["run", "--payload", payload, "--test", kind, "--timeout", TIMEOUT, "--cmdline"];
     let mut words: Vec<String> = words.map(str::to_owned).to_vec();
     words.push(cmdline);
@@ -84,30 +106,43 @@ pub fn user(
     kinds: &[&str],
     cancel: &AtomicBool,
 ) -> Result<Vec<Option<Pair>>, Failure> {
-    let payload = payload.display().to_string();
-    let once = |kind: &str, bare: bool| {
-        if cancel.load(std::sync::atomic::Ordering::Relaxed) {
-            return Err(Failure::stopped());
-        }
-        let mut command = Command::new(vmm);
-        command.args(arguments(&payload, kind, bare));
-        let taken = match steps::count(&command) {
-            Ok(taken) => taken,
-            Err(steps::StepError::Unmarked) => Vec::new(),
-            Err(e) => return Err(Failure::bad(format!("stepping `{kind}`: {e}"))),
-        };
-        // A kind with several exits to one measurement has so many more.
-        let each = taken.len() / (EXITS + COLD);
-        let counts = taken.iter().skip(COLD * each).map(|taken| taken.instructions).collect();
-        Ok(Spread::of(counts))
-    };
     let pair = |kind: &&str| {
-        Ok(match (once(kind, true)?, once(kind, false)?) {
+        let once = |bare| stepped(vmm, payload, kind, bare, cancel);
+        Ok(match (once(true)?, once(false)?) {
             (Some(bare), Some(vmm)) => Some(Pair { bare, vmm }),
             _ => None,
         })
     };
     kinds.iter().map(pair).collect()
+}
+
+/// What exits of this kind take of the VMM's own instructions, or of a bare loop's; nothing for one that never
+/// leaves KVM.
+///
+/// # Errors
+///
+/// The VMM cannot be run or stepped.
+pub fn stepped(
+    vmm: &Path,
+    payload: &Path,
+    kind: &str,
+    bare: bool,
+    cancel: &AtomicBool,
+) -> Result<Option<Spread>, Failure> {
+    if cancel.load(std::sync::atomic::Ordering::Relaxed) {
+        return Err(Failure::stopped());
+    }
+    let mut command = Command::new(vmm);
+    command.args(arguments(&payload.display().to_string(), kind, EXITS, bare));
+    let taken = match steps::count(&command) {
+        Ok(taken) => taken,
+        Err(steps::StepError::Unmarked) => Vec::new(),
+        Err(e) => return Err(Failure::bad(format!("stepping `{kind}`: {e}"))),
+    };
+    // A kind with several exits to one measurement has so many more.
+    let each = taken.len() / (EXITS + COLD);
+    let counts = taken.iter().skip(COLD * each).map(|taken| taken.instructions).collect();
+    Ok(Spread::of(counts))
 }
 
 /// What each of these kinds takes of all instructions, on a host that counts its time in them.
@@ -125,7 +160,7 @@ pub fn total(
     let mut script = String::new();
     let runs = || kinds.iter().flat_map(|kind| [(*kind, true), (*kind, false)]);
     for (kind, bare) in runs() {
-        let words = arguments(&format!("/payloads/{PAYLOAD}"), kind, bare);
+        let words = arguments(&format!("/payloads/{PAYLOAD}"), kind, EXITS, bare);
         let words: Vec<String> = words.iter().map(|word| format!("'{word}'")).collect();
         script += &format!("echo {}; vmm {}\n", MARK.trim_end(), words.join(" "));
     }
@@ -152,7 +187,7 @@ pub fn total(
 }
 
 /// The figures that a guest told.
-fn spread(kind: &str, log: &str) -> Option<Spread> {
+pub fn spread(kind: &str, log: &str) -> Option<Spread> {
     let transcript = Transcript::of(kind, log.as_bytes());
     let Report::Ended(payload_abi::ExitValue::Pass, _) = transcript.report() else { return None };
     let value = |key: &str| transcript.values().iter().find(|v| v.key == key).map(|v| v.value);

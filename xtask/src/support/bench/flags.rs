@@ -1,5 +1,7 @@
 //! Flags of `bench`.
 
+use std::path::PathBuf;
+
 use clap::{Args, Subcommand, ValueEnum};
 
 use crate::flags::Make;
@@ -44,6 +46,12 @@ pub struct Exact {
     /// Writes what has changed to benches/exact.toml, with this reason.
     #[arg(long, value_name = "REASON")]
     pub accept: Option<String>,
+    /// Keeps what was counted in the history of `cargo xtask perf`.
+    #[arg(long)]
+    pub save: bool,
+    /// The file of the history; target/perf/history.db if not given.
+    #[arg(long, value_name = "FILE", requires = "save")]
+    pub db: Option<PathBuf>,
     /// How host amd is made.
     #[command(flatten)]
     pub make: Make,

@@ -1,6 +1,7 @@
 //! A soak's page: one file without scripts, pictures or anything from elsewhere.
 
 use super::state::{Known, Moment, State};
+use crate::support::html::{STYLE, escape};
 
 /// Width and height of a curve. Pixels.
 const SIZE: (f64, f64) = (220.0, 44.0);
@@ -58,11 +59,6 @@ pub fn page(state: &State, now: u64) -> String {
     }
     text + "</table>\n</body></html>\n"
 }
-
-const STYLE: &str = "body{font:14px system-ui,sans-serif;margin:2em;color:#222;background:#fff}\
-table{border-collapse:collapse}td,th{padding:.25em .7em;text-align:left;border-bottom:1px solid #ddd}\
-.n{text-align:right;font-variant-numeric:tabular-nums}figure{display:inline-block;margin:0 2em 1em 0}polyline{fill:none;stroke:#06c;stroke-width:1.5}\n\
-@media(prefers-color-scheme:dark){body{color:#ddd;background:#111}td,th{border-color:#333}polyline{stroke:#6af}}\n";
 
 fn row(name: &str, known: &Known, now: u64) -> String {
     let deaths = match known.deaths {
@@ -133,10 +129,6 @@ fn curve(points: &[(u64, u64)], what: &str) -> String {
         span(most_at),
         line.join(" ")
     )
-}
-
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
 /// A number with a thin space between thousands.
