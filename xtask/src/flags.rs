@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-pub use crate::support::bench::flags::{Bench, BenchAction, Counted, Exact};
+pub use crate::support::bench::flags::{Bench, BenchAction, Counted, Counts, Exact};
 
 /// exitlab: tests, fuzzing and measurements around a KVM virtual machine monitor.
 #[derive(Debug, Parser)]
