@@ -1,16 +1,25 @@
 //! What an exit costs.
 //!
-//! `cargo bench -p benches --bench board` measures [`Machine::handle`] in time, and
-//! `cargo run --release -p benches --bin count` in instructions, which repeat exactly.
+//! `cargo bench -p benches` takes the time of exits on this machine's KVM (`exits`), and of what runs without it
+//! (`plain`); each beside a yardstick. `cargo xtask bench counts` counts instructions of the latter.
 
+pub mod guest;
+pub mod kinds;
+pub mod ratio;
+pub mod scenes;
 pub mod steps;
+pub mod vms;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use vmm::access::{Access, Size, Space};
 use vmm::exit::{Entry, Exit};
-use vmm::machine::{Context, Machine, ManualClock, Nowhere, PcConfig, pc};
+use vmm::machine::{Context, IommuConfig, Machine, ManualClock, Nowhere, PcConfig, PciDevice, pc};
 use vmm::ram::{Backing, GuestRam, MIN_SIZE};
+
+/// What does a thing so many times, and says how long it took; or why it cannot.
+pub type Timed<'a> = Box<dyn FnMut(u64) -> Result<Duration, String> + 'a>;
 
 /// A kind of exit, and the answer that shows that the board did what is measured.
 #[derive(Clone, Copy, Debug)]
@@ -58,8 +67,16 @@ impl Rig {
     /// # Panics
     /// When the host has no memory for it.
     pub fn new() -> Rig {
+        Rig::with(None, None)
+    }
+
+    /// The same, with these devices on a PCI bus, and an IOMMU before it.
+    ///
+    /// # Panics
+    /// When the host has no memory for it.
+    pub fn with(devices: Option<Vec<PciDevice>>, iommu: Option<IommuConfig>) -> Rig {
         let ram = GuestRam::new(MIN_SIZE, Backing::Auto).expect("the host has 2 MiB");
-        let config = PcConfig { cpus: 1, ..PcConfig::default() };
+        let config = PcConfig { cpus: 1, pci: devices, iommu, ..PcConfig::default() };
         let clock = Arc::new(ManualClock::default());
         let machine = pc(&config, ram, clock, Arc::new(Nowhere)).expect("a PC");
         Rig { machine, cx: Context::new() }

@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::process::ExitCode;
 
+use benches::kinds::KINDS;
+use benches::{scenes, vms};
 use hosts::machine::Machine;
 use hosts::name::Name;
 use hosts::programs::{self, Kind};
@@ -11,6 +13,7 @@ use testcases::facts_table::FactsTable;
 
 use crate::flags::{self, BenchAction};
 use crate::support::bench::baseline::{Baseline, Measured};
+use crate::support::bench::counts;
 use crate::support::bench::exact::{self, PAYLOAD, Pair, Spread};
 use crate::support::emulated::{self, Workshop};
 use crate::support::out::complain;
@@ -23,7 +26,49 @@ use crate::support::{self, Failure, Out, Outcome};
 pub fn run(flags: &flags::Bench, out: &mut Out) -> Outcome {
     match &flags.action {
         BenchAction::Exact(flags) => count(flags, out),
+        BenchAction::Counts(flags) => callgrind(flags, out),
+        BenchAction::List => list(out),
     }
+}
+
+/// Counts what runs without KVM.
+fn callgrind(flags: &flags::Counts, out: &mut Out) -> Outcome {
+    let cancel = support::cancel_flag()?;
+    let counted = counts::count(&support::root(), &flags.names, flags.repeats, &cancel)?;
+    writeln!(out, "{:28} {:>14} {:>10}", "instructions of one turn", "least", "spread");
+    for scene in &counted {
+        let (least, most) = scene.range();
+        writeln!(out, "{:28} {least:>14.1} {:>10.1}", scene.name, most - least);
+    }
+    let differ = counted.iter().filter(|scene| scene.range().0 != scene.range().1).count();
+    match (differ, flags.repeats) {
+        (_, 1) => writeln!(out, "counted once: --repeats tells whether counts agree"),
+        (0, n) => writeln!(out, "all {n} counts of each agree"),
+        (differ, n) => writeln!(out, "{differ} of {} differ in {n} counts", counted.len()),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Lists what can be measured.
+fn list(out: &mut Out) -> Outcome {
+    writeln!(out, "exits on this machine's KVM, beside a loop that does nothing:");
+    writeln!(out, "  cargo bench -p benches --bench exits [-- exits/NAME]");
+    for kind in &KINDS {
+        writeln!(out, "    exits/{}", kind.name);
+    }
+    for (name, _) in vms::WORKS {
+        writeln!(out, "    vm/{name}");
+    }
+    writeln!(out, "what runs without KVM, beside what has to be done in any case:");
+    writeln!(out, "  cargo bench -p benches --bench plain [-- GROUP/NAME]  in time");
+    writeln!(out, "  cargo xtask bench counts [NAME]                       in instructions");
+    for scene in scenes::all() {
+        let name = format!("{}/{}", scene.group, scene.name);
+        writeln!(out, "    {name:28} beside {}", scene.against);
+    }
+    writeln!(out, "exits to the instruction, beside a loop that does nothing:");
+    writeln!(out, "  cargo xtask bench exact [KIND]");
+    Ok(ExitCode::SUCCESS)
 }
 
 fn count(flags: &flags::Exact, out: &mut Out) -> Outcome {

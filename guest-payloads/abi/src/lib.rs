@@ -8,6 +8,7 @@
 
 pub mod lab;
 pub mod replay;
+pub mod rounds;
 
 /// I/O port of the exit device (`isa-debug-exit` in QEMU's terms).
 pub const EXIT_PORT: u16 = 0xf4;

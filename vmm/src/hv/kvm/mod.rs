@@ -1,6 +1,7 @@
 //! KVM: the only module that knows it.
 
 pub mod api;
+mod aside;
 mod bare;
 mod cpuid;
 mod kick;
@@ -11,6 +12,7 @@ mod ring;
 mod sints;
 mod vcpu;
 mod vm;
+mod yardstick;
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
@@ -19,6 +21,7 @@ use std::path::{Path, PathBuf};
 use kvm_bindings::*;
 use kvm_ioctls::{Cap, Kvm};
 
+pub use aside::discard;
 pub use bare::Bare;
 pub use kick::Kicker;
 #[cfg(feature = "sabotage")]
@@ -27,6 +30,7 @@ pub use lab::{KvmLab, userfaults};
 pub use sints::Sints;
 pub use vcpu::KvmVcpu;
 pub use vm::{CurrentVm, KvmVm};
+pub use yardstick::{BareVcpu, BareVm, Served, Yardstick};
 
 use crate::cpuid::{Cpuid, feature};
 use crate::hv::HvError;

@@ -16,7 +16,7 @@ use crate::hyperv::Enlightenments;
 use crate::ram::{Backing, GuestRam, PAGE, RamRange, VGA_END, VGA_START};
 
 /// Three pages below the BIOS that KVM on Intel keeps for a guest in real mode.
-const TSS_ADDRESS: usize = 0xfffb_d000;
+pub(super) const TSS_ADDRESS: usize = 0xfffb_d000;
 /// One page that KVM on Intel keeps for a guest without paging.
 const IDENTITY_MAP: u64 = 0xfffb_c000;
 
@@ -99,7 +99,7 @@ fn set_memory(fd: &VmFd, ram: &GuestRam, spaces: u32) -> Result<(), HvError> {
     Ok(())
 }
 
-fn set_region(region: &kvm_userspace_memory_region) -> String {
+pub(super) fn set_region(region: &kvm_userspace_memory_region) -> String {
     let (start, len) = (region.guest_phys_addr, region.memory_size);
     format!("KVM_SET_USER_MEMORY_REGION of {start:#x}+{len:#x}")
 }

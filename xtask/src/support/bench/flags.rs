@@ -20,6 +20,11 @@ pub enum BenchAction {
     /// Counts the instructions of each kind of exit: the VMM's own, stepped one by one on this machine's
     /// KVM, and all of them on host amd; each beside a loop that does nothing.
     Exact(Exact),
+    /// Counts the instructions of what runs without KVM, by Callgrind: the board's answers, saving and
+    /// restoring, scripts, images.
+    Counts(Counts),
+    /// Lists what can be measured, and how.
+    List,
 }
 
 /// What is counted.
@@ -55,4 +60,15 @@ pub struct Exact {
     /// How host amd is made.
     #[command(flatten)]
     pub make: Make,
+}
+
+/// Flags of `bench counts`.
+#[derive(Debug, Args)]
+pub struct Counts {
+    /// Parts of the names of what is counted, as `bench list` shows them; all if none is given.
+    #[arg(value_name = "NAME")]
+    pub names: Vec<String>,
+    /// How often all is counted: the counts must agree.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub repeats: u32,
 }
