@@ -121,15 +121,16 @@ fn halt(_: u64) -> u64 {
     irq::count(VECTOR).into()
 }
 
-/// Sends IPIs to another CPU that does `work`: each goes when the one before was handled.
-fn to_other(work: fn(u64) -> u64) {
+/// Sends IPIs to another CPU that does `work`: each goes when the one before was handled, and, if that `halts`,
+/// when it says that it is about to.
+fn to_other(work: fn(u64) -> u64, halts: bool) {
     check!(smp::start() > 1, "there is one CPU: an IPI wants two");
     let apic = ready();
     GO_ON.store(1, SeqCst);
     let other = smp::spawn(1, work, 0);
     let to = Destination::Physical(smp::apic_id(1));
     let send = || {
-        while WAITS.swap(0, SeqCst) == 0 && work as usize == halt as usize {
+        while halts && WAITS.swap(0, SeqCst) == 0 {
             reg::pause();
         }
         let before = irq::count_on(1, VECTOR);
@@ -151,9 +152,9 @@ fn to_other(work: fn(u64) -> u64) {
 }
 
 test!(ipi, "From an IPI to its handler on another CPU, which waits in a loop.", || {
-    to_other(spin);
+    to_other(spin, false);
 });
 
 test!(ipi_wake, "From an IPI to its handler on another CPU, which is halted.", || {
-    to_other(halt);
+    to_other(halt, true);
 });
