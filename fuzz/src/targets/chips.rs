@@ -119,7 +119,12 @@ pub static BOARD: Target = Target {
         guides: &[],
         canary: |_, outcome| outcome.answer == Answer::Stop(Stop::PowerOff),
     },
-    sources: &["vmm/src/machine/mod.rs", "vmm/src/machine/synic.rs", "vmm/src/bus.rs"],
+    sources: &[
+        "vmm/src/machine/mod.rs",
+        "vmm/src/machine/dispatch.rs",
+        "vmm/src/machine/synic.rs",
+        "vmm/src/bus.rs",
+    ],
     beyond: &[
         CHIP,
         MACHINE,
