@@ -133,7 +133,7 @@ mod tests {
                 assert!(flags::Xtask::try_parse_from(words).is_ok(), "{:?}", stage.words);
             }
         }
-        assert_eq!(own, 7);
+        assert_eq!(own, 8);
         assert!(!stages("", false).iter().any(|stage| stage.name == "direct"));
         let cases =
             |require, kvm| stages(require, kvm).pop().expect("the last stage").words.join(" ");
