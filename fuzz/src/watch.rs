@@ -38,8 +38,11 @@ pub fn modules(target: &Target) -> Vec<String> {
     let modules = sources.iter().chain(guides).map(|source| {
         let path = source.trim_start_matches("vmm/src/").trim_end_matches(".rs");
         let names = path.split('/').filter(|name| !["", "mod"].contains(name));
+        // A function that is compiled for a chip (`vmm::device::served_read`) names the crate before, and only
+        // points back to it where it names the chip.
+        let krate = (!path.starts_with("chips")).then_some("vmm");
         // Identifiers of the v0 scheme: their length, and themselves.
-        ["vmm"].into_iter().chain(names).map(|name| format!("{}{name}", name.len())).collect()
+        krate.into_iter().chain(names).map(|name| format!("{}{name}", name.len())).collect()
     });
     modules.collect()
 }
@@ -255,8 +258,8 @@ mod tests {
     fn chips_are_watched_alone_and_boards_without_readers() {
         let of =
             |name: &str| modules(targets::ALL.iter().find(|t| t.name == name).expect("a target"));
-        assert_eq!(of("uart"), ["3vmm5chips4uart"]);
-        let board = ["3vmm5chips", "3vmm7machine", "3vmm3bus", "3vmm5state"];
+        assert_eq!(of("uart"), ["5chips4uart"]);
+        let board = ["5chips", "3vmm7machine", "3vmm3bus", "3vmm5state"];
         assert_eq!([of("board"), of("pci"), of("snapshot")], [board; 3]);
         for whole in ["script", "loader", "lab"] {
             assert!(of(whole).is_empty(), "{whole}");
