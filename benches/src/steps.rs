@@ -15,6 +15,7 @@ use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
+use payload_abi::exits;
 
 /// `KVM_RUN`: `_IO(KVMIO, 0x80)`.
 const KVM_RUN: u64 = 0xae80;
@@ -28,8 +29,6 @@ const REASON: u64 = 8;
 const ACCESS: u64 = 32;
 const EXIT_IO: u32 = 2;
 const OUT: u8 = 1;
-/// What the guest writes where, before what is counted.
-const FENCE: (u16, u8) = (0x80, 0xb5);
 /// More than any exit takes: the thread does something else.
 const MOST: u64 = 1_000_000;
 
@@ -171,9 +170,9 @@ impl Stepper {
         vcpu.runs = !vcpu.runs;
         if !vcpu.runs {
             if let Some((port, value)) = vcpu.written().map_err(io("read the vCPU's page"))?
-                && port == FENCE.0
+                && port == exits::FENCE
             {
-                vcpu.marked = value == FENCE.1;
+                vcpu.marked = value == exits::BEGIN;
             } else if vcpu.marked {
                 self.taken.push(vcpu.step()?);
             }

@@ -279,10 +279,16 @@ impl Served {
     /// It asks for something.
     const ASKS: u32 = 1 << 9;
 
+    /// What `device` answered, and what else there is to be looked at now.
     #[inline(always)]
-    fn new(answer: Result<u64, IoError>, changed: bool, asks: bool) -> Served {
-        let changed = if changed { Served::CHANGED } else { 0 };
-        let notes = changed | if asks { Served::ASKS } else { 0 };
+    fn of<D: Device + ?Sized>(
+        answer: Result<u64, IoError>,
+        device: &D,
+        env: &Env<'_>,
+        told: &Told,
+    ) -> Served {
+        let changed = if Told::of(device) != *told { Served::CHANGED } else { 0 };
+        let notes = changed | if env.actions.is_empty() { 0 } else { Served::ASKS };
         match answer {
             Ok(value) => Served { value, notes },
             Err(fault) => Served { value: u64::MAX, notes: notes | (fault as u32 + 1) },
@@ -318,7 +324,7 @@ fn served_read<D: Device + ?Sized>(
     told: &Told,
 ) -> Served {
     let answer = device.read(env, at, size);
-    Served::new(answer, Told::of(device) != *told, !env.actions.is_empty())
+    Served::of(answer, device, env, told)
 }
 
 #[inline(never)]
@@ -331,7 +337,7 @@ fn served_write<D: Device + ?Sized>(
     told: &Told,
 ) -> Served {
     let answer = device.write(env, at, size, value).map(|()| 0);
-    Served::new(answer, Told::of(device) != *told, !env.actions.is_empty())
+    Served::of(answer, device, env, told)
 }
 
 /// A device as the board sees it.

@@ -145,7 +145,8 @@ impl Handler<KvmVcpu> for LabDriver<'_> {
     fn handle(&self, cx: &mut Context, index: usize, vcpu: &mut KvmVcpu, exit: &Exit) -> Entry {
         match self.lab.handle(index, vcpu, exit) {
             Ok(entry) => {
-                cx.log.push(exit, entry, cx.rip);
+                cx.log.push(exit, entry);
+                cx.note_rip();
                 entry
             }
             Err(exit) => self.driver.handle(cx, index, vcpu, &exit),

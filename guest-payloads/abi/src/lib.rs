@@ -6,6 +6,7 @@
 //! exitlab's own VMM.
 #![no_std]
 
+pub mod exits;
 pub mod lab;
 pub mod replay;
 pub mod rounds;

@@ -98,7 +98,7 @@ pub mod trap;
 pub mod user;
 pub mod vmx;
 
-pub use payload_abi::{replay, rounds};
+pub use payload_abi::{exits, replay, rounds};
 
 /// Defines functions that may hold SSE, AVX or x87 instructions (through [`insn!`]): puts them
 /// into the section where the payload build allows those. Each is called like any function.

@@ -11,13 +11,9 @@
 
 use core::hint::black_box;
 
+use payload_rt::exits::{BEGIN, CMDLINE, COLD, END, FENCE, MOST, NUMBER};
 use payload_rt::time::rdtsc;
 use payload_rt::*;
-
-/// Where the measured exits begin and end, and what is written there (`vmm::hv::kvm::Bare`).
-const FENCE: u16 = 0x80;
-const BEGIN: u8 = 0xb5;
-const END: u8 = 0xe5;
 
 /// A register that is claimed and does nothing: the scratch register of the first serial port.
 const CLAIMED: u16 = 0x3ff;
@@ -28,20 +24,14 @@ const LATCH: u16 = 0xe0;
 /// An address that is nobody's.
 const NOWHERE: u64 = 0xfed8_0000;
 
-/// Exits that are measured, unless `exits=N` asks for another number. The first are not: a cold one costs
-/// more.
-const EXITS: u64 = 32;
-const COLD: usize = 8;
-const MOST: usize = 512;
-
 /// Measures `exit`, and tells.
 #[inline(always)]
 fn measure(exit: impl Fn()) {
-    let exits = boot::number("exits").unwrap_or(EXITS) as usize;
-    if exits == 0 || exits > MOST - COLD {
-        report::error(format_args!("exits={exits}: it is 1 to {}", MOST - COLD));
+    let exits = boot::number(CMDLINE).unwrap_or(NUMBER as u64) as usize;
+    if exits == 0 || exits > MOST {
+        report::error(format_args!("{CMDLINE}={exits}: it is 1 to {MOST}"));
     }
-    let mut ticks = [0u64; MOST];
+    let mut ticks = [0u64; MOST + COLD];
     let ticks = &mut ticks[..exits + COLD];
     port::out8(FENCE, BEGIN);
     for tick in ticks.iter_mut() {

@@ -64,10 +64,18 @@ impl Context {
             Some(value) => self.log.access(space, addr, size, dir, value),
             None => {
                 let stop = Entry::Stop(self.stop.unwrap_or(Stop::Unexpected));
-                self.log.push(&Exit::Io(Access { space, addr, size, dir }), stop, self.rip);
+                self.log.push(&Exit::Io(Access { space, addr, size, dir }), stop);
             }
         }
         value
+    }
+
+    /// The exit that was logged last was at [`Context::rip`], if that is known.
+    #[inline]
+    pub(crate) fn note_rip(&mut self) {
+        if let Some(rip) = self.rip {
+            self.log.note_rip(rip);
+        }
     }
 
     /// Actions that devices asked for beyond what one access may: 0 unless a device is wrong.

@@ -40,9 +40,7 @@ impl Machine {
             }
             exit => self.rare(cx, exit),
         };
-        if let Some(rip) = cx.rip {
-            cx.log.note_rip(rip);
-        }
+        cx.note_rip();
         entry
     }
 
@@ -181,7 +179,7 @@ impl Machine {
                 None => stop = stop.or(cx.stop),
             }
             if planted::has(Flaw::BusLogged) {
-                cx.log.push(&Exit::Io(piece), Entry::Resume, cx.rip);
+                cx.log.push(&Exit::Io(piece), Entry::Resume);
             }
             done += size.bytes();
             if done >= total {
@@ -263,7 +261,7 @@ impl Machine {
     #[cold]
     fn rare(&self, cx: &mut Context, exit: &Exit) -> Entry {
         let entry = self.other(exit);
-        cx.log.push(exit, entry, cx.rip);
+        cx.log.push(exit, entry);
         entry
     }
 

@@ -71,15 +71,15 @@ impl ExitLog {
 
     /// Any exit.
     #[inline(never)]
-    pub(crate) fn push(&mut self, exit: &Exit, entry: Entry, rip: Option<u64>) {
+    pub(crate) fn push(&mut self, exit: &Exit, entry: Entry) {
         let at = self.count as usize % KEPT;
-        self.others[at] = Logged { exit: *exit, entry, rip };
+        self.others[at] = Logged { exit: *exit, entry, rip: None };
         self.ring[at].kind = Kind::Other;
         self.count += 1;
     }
 
     /// The guest was there at the last of them.
-    pub(crate) fn note_rip(&mut self, rip: u64) {
+    pub(super) fn note_rip(&mut self, rip: u64) {
         if let Some(last) = self.count.checked_sub(1) {
             let at = last as usize % KEPT;
             self.others[at] = Logged { rip: Some(rip), ..self.at(at) };
@@ -124,7 +124,7 @@ mod tests {
         let mut log = ExitLog::default();
         assert_eq!(log.iter().count(), 0);
         for i in 0..100 {
-            log.push(&Exit::Unknown(i), Entry::Resume, None);
+            log.push(&Exit::Unknown(i), Entry::Resume);
         }
         let kept: Vec<_> = log.iter().map(|(n, l)| (n, l.exit)).collect();
         assert_eq!(kept.len(), 64);
@@ -139,7 +139,8 @@ mod tests {
         let mut log = ExitLog::default();
         for _ in 0..40 {
             log.access(read.space, read.addr, read.size, read.dir, u64::MAX);
-            log.push(&Exit::Hlt, Entry::Resume, Some(0x1000));
+            log.push(&Exit::Hlt, Entry::Resume);
+            log.note_rip(0x1000);
             log.access(write.space, write.addr, write.size, write.dir, 0);
         }
         let kept: Vec<_> = log.iter().map(|(_, logged)| logged).collect();

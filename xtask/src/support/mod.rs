@@ -4,6 +4,7 @@ pub mod bench;
 pub mod emulated;
 pub mod fetching;
 pub mod fuzz;
+pub mod git;
 pub mod html;
 pub mod lex;
 pub mod out;

@@ -1,16 +1,13 @@
 //! The least that a VMM can do: what an exit costs whoever answers it, or not.
 
+use payload_abi::exits::{BEGIN, FENCE};
+
 use super::KvmVcpu;
 use super::kick::Kicker;
 use crate::access::{Access, Dir, Space};
 use crate::cpu::CpuState;
 use crate::exit::{Entry, Exit};
 use crate::hv::{Activity, Detail, HvError, Vcpu};
-
-/// The port that fences what is measured: the one of POST codes.
-const FENCE: u16 = 0x80;
-/// What is written there before, and after.
-const BEGIN: u64 = 0xb5;
 
 /// A vCPU whose accesses nobody answers between two writes to port 0x80, of which the first writes 0xb5: it is
 /// entered again at once, and what a read gives is left to chance. What a VMM takes beyond that is its own.
@@ -42,7 +39,7 @@ impl Vcpu for Bare {
             let exit = self.vcpu.run(entry);
             let begins = |access: &Access| {
                 (access.space, access.addr) == (Space::Port, FENCE.into())
-                    && access.dir == Dir::Write(BEGIN)
+                    && access.dir == Dir::Write(BEGIN.into())
             };
             if !matches!(&exit, Exit::Io(access) if begins(access)) {
                 return exit;

@@ -17,7 +17,7 @@ use crate::hv::{Activity, Answers, Detail, HvError, Vcpu};
 use crate::hyperv::Enlightenments;
 
 /// `KVM_RUN`: `_IO(KVMIO, 0x80)`.
-const KVM_RUN: libc::c_ulong = 0xae80;
+pub(super) const KVM_RUN: libc::c_ulong = 0xae80;
 /// The control register of a synthetic interrupt controller.
 const SCONTROL: u32 = 0x4000_0080;
 /// What a guest writes to tell of a crash, and reads to learn that it can.

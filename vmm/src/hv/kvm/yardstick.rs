@@ -7,14 +7,13 @@ use std::ptr;
 use kvm_bindings::*;
 use kvm_ioctls::{Cap, VcpuFd, VmFd};
 
+use super::vcpu::KVM_RUN;
 use super::vm::{KvmVm, TSS_ADDRESS, ram_slots, set_region};
 use super::{Host, KvmVcpu, call};
 use crate::exit::Exit;
 use crate::hv::HvError;
 use crate::ram::{GuestRam, PAGE};
 
-/// `KVM_RUN`: `_IO(KVMIO, 0x80)`.
-const KVM_RUN: libc::c_ulong = 0xae80;
 /// What a hypercall returns that nobody knows (`KVM_ENOSYS`).
 const UNKNOWN_CALL: u64 = -1000i64 as u64;
 /// What is mapped of what a vCPU shares: its page, and the one with the data of port accesses.

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use serde::{Deserialize, Serialize};
 
 use super::exact::Pair;
 use crate::support::Failure;
+use crate::support::git::git;
 
 /// How many instructions a count may be off: alignment of the stack, and where a library was linked.
 const TOLERANCE: u64 = 2;
@@ -139,12 +139,8 @@ impl Baseline {
 /// The commit that last changed the baseline, if git knows.
 fn since(path: &Path) -> String {
     let dir = path.parent().unwrap_or(Path::new("."));
-    let mut git = Command::new("git");
-    git.arg("-C").arg(dir).args(["log", "-1", "--format=%h", "--"]).arg(path);
-    match git.output() {
-        Ok(said) if said.status.success() && !said.stdout.is_empty() => {
-            format!(" since {}", String::from_utf8_lossy(&said.stdout).trim())
-        }
+    match git(dir, &["log", "-1", "--format=%h", "--", &path.to_string_lossy()]) {
+        Ok(commit) if !commit.is_empty() => format!(" since {commit}"),
         _ => String::new(),
     }
 }

@@ -10,6 +10,7 @@ use std::sync::atomic::AtomicBool;
 use benches::steps;
 use hosts::machine::Machine;
 use hosts::plan::Params;
+use payload_abi::exits::{COLD, NUMBER};
 use serde::Serialize;
 use testcases::nearest;
 use testcases::process::Stream;
@@ -19,9 +20,6 @@ use crate::support::{Failure, emulated};
 
 /// The payload.
 pub const PAYLOAD: &str = "exits";
-/// Exits that are counted, and exits before them, which are not: the payload leaves out as many.
-const EXITS: usize = 32;
-const COLD: usize = 8;
 /// How long one guest may take, as `vmm` takes it: each is done in a second.
 const TIMEOUT: &str = "60s";
 
@@ -133,14 +131,14 @@ pub fn stepped(
         return Err(Failure::stopped());
     }
     let mut command = Command::new(vmm);
-    command.args(arguments(&payload.display().to_string(), kind, EXITS, bare));
+    command.args(arguments(&payload.display().to_string(), kind, NUMBER, bare));
     let taken = match steps::count(&command) {
         Ok(taken) => taken,
         Err(steps::StepError::Unmarked) => Vec::new(),
         Err(e) => return Err(Failure::bad(format!("stepping `{kind}`: {e}"))),
     };
     // A kind with several exits to one measurement has so many more.
-    let each = taken.len() / (EXITS + COLD);
+    let each = taken.len() / (NUMBER + COLD);
     let counts = taken.iter().skip(COLD * each).map(|taken| taken.instructions).collect();
     Ok(Spread::of(counts))
 }
@@ -160,7 +158,7 @@ pub fn total(
     let mut script = String::new();
     let runs = || kinds.iter().flat_map(|kind| [(*kind, true), (*kind, false)]);
     for (kind, bare) in runs() {
-        let words = arguments(&format!("/payloads/{PAYLOAD}"), kind, EXITS, bare);
+        let words = arguments(&format!("/payloads/{PAYLOAD}"), kind, NUMBER, bare);
         let words: Vec<String> = words.iter().map(|word| format!("'{word}'")).collect();
         script += &format!("echo {}; vmm {}\n", MARK.trim_end(), words.join(" "));
     }

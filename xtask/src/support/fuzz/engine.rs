@@ -107,6 +107,19 @@ pub struct Hunted {
     pub log: Vec<u8>,
 }
 
+/// A hunt that reached so many edges in so much time.
+#[cfg(test)]
+pub fn ran(edges: u64, seconds: u64) -> Hunted {
+    Hunted {
+        stat: Stat { runs: 100, edges, features: 0, inputs: edges / 10, ..Stat::default() },
+        took: Duration::from_secs(seconds),
+        cpu: None,
+        found: Vec::new(),
+        ended: Ended::Exited(0),
+        log: Vec::new(),
+    }
+}
+
 impl Hunted {
     /// Nothing more, if the hunt of this target came to its end and found nothing: what a measurement takes.
     ///

@@ -286,18 +286,7 @@ fn wait(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::support::fuzz::engine::Stat;
-
-    fn ran(edges: u64, seconds: u64) -> Hunted {
-        Hunted {
-            stat: Stat { runs: 100, edges, features: 0, inputs: edges / 10, ..Stat::default() },
-            took: Duration::from_secs(seconds),
-            cpu: None,
-            found: Vec::new(),
-            ended: Ended::Exited(0),
-            log: Vec::new(),
-        }
-    }
+    use crate::support::fuzz::engine::ran;
 
     #[test]
     fn time_goes_to_who_still_finds_something() {

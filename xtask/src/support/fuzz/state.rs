@@ -213,20 +213,7 @@ pub fn keep(home: &Path, state: &State) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::support::fuzz::engine::Stat;
-    use std::time::Duration;
-    use testcases::process::Ended;
-
-    fn ran(edges: u64, seconds: u64) -> Hunted {
-        Hunted {
-            stat: Stat { runs: 100, edges, features: 0, inputs: edges / 10, ..Stat::default() },
-            took: Duration::from_secs(seconds),
-            cpu: None,
-            found: Vec::new(),
-            ended: Ended::Exited(0),
-            log: Vec::new(),
-        }
-    }
+    use crate::support::fuzz::engine::ran;
 
     #[test]
     fn a_curve_stays_short_and_keeps_its_ends() {

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use payload_abi::exits;
 use testcases::process::{self, Ended, Stream};
 
 use super::judge::Sides;
@@ -24,8 +25,6 @@ const IN_TURN: &[&[usize]] = &[&[0, 1, 1, 0], &[1, 0, 0, 1]];
 const ALONE: &[&[usize]] = &[&[0, 0]];
 /// The kind of exit that is none: what it takes is the VMM's start and end.
 const NOTHING: &str = "nothing";
-/// Exits whose middle one is a sample: as many as the payload measures at most.
-const EXITS: usize = 504;
 /// A guest takes a small part of a second.
 const LIMIT: Duration = Duration::from_secs(90);
 
@@ -129,7 +128,8 @@ fn in_turn(
 /// One run of a guest: the ticks that its middle exit took; of the one without exits, the time from its start to
 /// its end, in nanoseconds.
 fn timed(vmm: &Path, kind: &str, plan: &Plan<'_>) -> Result<Option<f64>, Failure> {
-    let exits = if kind == NOTHING { 1 } else { EXITS };
+    // A sample is the middle one of as many as there can be.
+    let exits = if kind == NOTHING { 1 } else { exits::MOST };
     let mut command = Command::new(vmm);
     command.args(exact::arguments(&plan.payload.display().to_string(), kind, exits, false));
     let mut said = Vec::new();

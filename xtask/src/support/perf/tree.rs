@@ -2,12 +2,12 @@
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use hosts::programs::{self, Kind};
 
 use super::record::Commit;
+use crate::support::git::git;
 use crate::support::{Failure, cargo};
 
 /// Where revisions are checked out and their builds are logged, below the workspace.
@@ -164,26 +164,6 @@ fn end(log: &str) -> String {
     let lines: Vec<&str> = log.lines().collect();
     let last = lines[lines.len().saturating_sub(SHOWN)..].iter();
     last.map(|line| format!("  | {line}")).collect::<Vec<_>>().join("\n")
-}
-
-/// What git answers, without the end of its last line.
-fn git(dir: &Path, words: &[&str]) -> Result<String, Failure> {
-    let mut command = Command::new("git");
-    // Where a hook runs this, its repository is not meant.
-    for variable in ["GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX"] {
-        command.env_remove(variable);
-    }
-    let line = || format!("`git {}` in {}", words.join(" "), dir.display());
-    let said = command.arg("-C").arg(dir).args(words).output().map_err(|e| {
-        Failure::input(format!("cannot run {}: {e}; revisions are told by git", line()))
-    })?;
-    match said.status.success() {
-        true => Ok(String::from_utf8_lossy(&said.stdout).trim_end().to_owned()),
-        false => {
-            let why = String::from_utf8_lossy(&said.stderr).trim_end().to_owned();
-            Err(Failure::input(format!("{} failed: {why}", line())))
-        }
-    }
 }
 
 #[cfg(test)]
