@@ -5,9 +5,6 @@
 //! linker puts these functions before libFuzzer's (`--wrap`), and they tell it only of the counters
 //! that a target's [sources](crate::targets::Target::sources) and its guides have, as if those were modules
 //! of their own.
-//! Nor does it hear of what is compared where inputs are scripts: those are records that a generator reads,
-//! so the other side of a comparison is hardly ever a number to put into one, and to be told takes a third
-//! of the time.
 //!
 //! The calls come from a constructor of the program, before `main`: LLVM's `SanitizerCoverage`, "Inline
 //! 8bit-counters" and "PC-Table".
@@ -20,9 +17,41 @@ use crate::targets::{Subject, Target};
 const BOARD: [&str; 4] =
     ["vmm/src/chips/", "vmm/src/machine/", "vmm/src/bus.rs", "vmm/src/state.rs"];
 
-/// What of mangled names is in those of the functions that are watched for this target, or nothing if
-/// everything is: for readers, whose helpers matter.
-pub fn modules(target: &Target) -> Vec<String> {
+/// What of mangled names is in those of functions that write and read saved states: a third of a board's code.
+/// Each script goes through it, and little of what it does is told by that which it did not do otherwise; the
+/// target `snapshot` is about them.
+const SAVING: [&str; 2] = ["10serde_core", "8postcard"];
+
+/// Which functions are watched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Watched {
+    /// One of these is in their names.
+    modules: Vec<String>,
+    /// None of these is.
+    without: &'static [&'static str],
+}
+
+impl Watched {
+    /// Those of this target, or `None` if all are: for readers, whose helpers matter.
+    pub fn of(target: &Target) -> Option<Watched> {
+        let modules = modules(target);
+        let without = match target.subject {
+            Subject::Board { .. } => &SAVING[..],
+            Subject::Bytes { .. } => &[],
+        };
+        (!modules.is_empty()).then_some(Watched { modules, without })
+    }
+
+    /// Whether the one of this mangled name is.
+    pub fn has(&self, name: &str) -> bool {
+        self.modules.iter().any(|module| name.contains(module))
+            && !self.without.iter().any(|module| name.contains(module))
+    }
+}
+
+/// What of mangled names is in those of the functions that a target is about, or nothing if it is about
+/// everything.
+fn modules(target: &Target) -> Vec<String> {
     let lie_in = |places: &[&str]| {
         target.sources.iter().all(|source| places.iter().any(|place| source.starts_with(place)))
     };
@@ -69,10 +98,10 @@ pub fn runs(
 mod linked {
     use std::cell::UnsafeCell;
     use std::ops::Range;
-    use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering::Relaxed};
+    use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering::Relaxed};
 
-    use super::{modules, runs};
-    use crate::targets::{self, Subject, Target};
+    use super::{Watched, runs};
+    use crate::targets::{self, Target};
 
     /// Bytes of the second stack: libFuzzer writes the input and its figures from there.
     const SECOND: usize = 256 << 10;
@@ -110,65 +139,11 @@ mod linked {
     /// The counters, until the table comes, which says what they are of.
     static COUNTERS: AtomicPtr<u8> = AtomicPtr::new(std::ptr::null_mut());
     static HOW_MANY: AtomicUsize = AtomicUsize::new(0);
-    /// Whether comparisons are told.
-    static COMPARES: AtomicBool = AtomicBool::new(true);
 
     // SAFETY: libFuzzer's, declared as it defines them (FuzzerTracePC.cpp); `--wrap` gives them these names.
     unsafe extern "C" {
         fn __real___sanitizer_cov_8bit_counters_init(start: *mut u8, stop: *mut u8);
         fn __real___sanitizer_cov_pcs_init(start: *const Entry, stop: *const Entry);
-    }
-
-    /// Writes functions that hand a comparison on if comparisons are told.
-    macro_rules! compares {
-        ($($wrap:ident $real:ident $number:ty;)*) => {$(
-            // SAFETY: as above.
-            unsafe extern "C" {
-                fn $real(one: $number, other: $number);
-            }
-
-            /// Hears of a comparison.
-            ///
-            /// # Safety
-            ///
-            /// As of libFuzzer's own.
-            #[unsafe(no_mangle)]
-            unsafe extern "C" fn $wrap(one: $number, other: $number) {
-                if COMPARES.load(Relaxed) {
-                    // SAFETY: as the caller says.
-                    unsafe { $real(one, other) }
-                }
-            }
-        )*};
-    }
-
-    compares! {
-        __wrap___sanitizer_cov_trace_cmp1 __real___sanitizer_cov_trace_cmp1 u8;
-        __wrap___sanitizer_cov_trace_cmp2 __real___sanitizer_cov_trace_cmp2 u16;
-        __wrap___sanitizer_cov_trace_cmp4 __real___sanitizer_cov_trace_cmp4 u32;
-        __wrap___sanitizer_cov_trace_cmp8 __real___sanitizer_cov_trace_cmp8 u64;
-        __wrap___sanitizer_cov_trace_const_cmp1 __real___sanitizer_cov_trace_const_cmp1 u8;
-        __wrap___sanitizer_cov_trace_const_cmp2 __real___sanitizer_cov_trace_const_cmp2 u16;
-        __wrap___sanitizer_cov_trace_const_cmp4 __real___sanitizer_cov_trace_const_cmp4 u32;
-        __wrap___sanitizer_cov_trace_const_cmp8 __real___sanitizer_cov_trace_const_cmp8 u64;
-    }
-
-    // SAFETY: as above.
-    unsafe extern "C" {
-        fn __real___sanitizer_cov_trace_switch(value: u64, cases: *mut u64);
-    }
-
-    /// Hears of a choice among several.
-    ///
-    /// # Safety
-    ///
-    /// As of libFuzzer's own.
-    #[unsafe(no_mangle)]
-    unsafe extern "C" fn __wrap___sanitizer_cov_trace_switch(value: u64, cases: *mut u64) {
-        if COMPARES.load(Relaxed) {
-            // SAFETY: as the caller says.
-            unsafe { __real___sanitizer_cov_trace_switch(value, cases) }
-        }
     }
 
     /// The target of this program.
@@ -181,10 +156,7 @@ mod linked {
     /// Where the functions are that a target has watched, as the file of this program says, and the address
     /// there of the table; nothing if all are.
     fn functions(target: &Target) -> Option<(Vec<Range<usize>>, usize)> {
-        let modules = modules(target);
-        if modules.is_empty() {
-            return None;
-        }
+        let watched = Watched::of(target)?;
         let file = std::fs::read(std::env::current_exe().ok()?).ok()?;
         let elf = goblin::elf::Elf::parse(&file).ok()?;
         let table = elf
@@ -194,7 +166,7 @@ mod linked {
             .sh_addr as usize;
         let is_watched = |symbol: &goblin::elf::Sym| {
             let name = elf.strtab.get_at(symbol.st_name).unwrap_or_default();
-            symbol.is_function() && modules.iter().any(|module| name.contains(module))
+            symbol.is_function() && watched.has(name)
         };
         let found = elf.syms.iter().filter(is_watched);
         let found: Vec<_> =
@@ -226,10 +198,7 @@ mod linked {
         // SAFETY: as the caller says.
         let table = unsafe { std::slice::from_raw_parts(start, stop.offset_from(start) as usize) };
         assert_eq!(table.len(), all.end, "an address for each counter");
-        let target = target();
-        let are_scripts = |target: &Target| matches!(target.subject, Subject::Board { .. });
-        COMPARES.store(!target.is_some_and(are_scripts), Relaxed);
-        let watched = match target.and_then(functions) {
+        let watched = match target().and_then(functions) {
             Some((functions, at)) => {
                 let loaded = (start as usize).wrapping_sub(at);
                 runs(table.iter().map(|[address, _]| address.wrapping_sub(loaded)), &functions)
@@ -264,6 +233,18 @@ mod tests {
         for whole in ["script", "loader", "lab"] {
             assert!(of(whole).is_empty(), "{whole}");
         }
+    }
+
+    #[test]
+    fn what_saves_a_board_is_watched_where_that_is_the_matter() {
+        let of = |name: &str| Watched::of(targets::named(name).expect("a target"));
+        let (write, save) = ("_RNv5chips4uart5write", "_RNv5chips4uart10serde_core3ser9Serialize");
+        let has = |name: &str| of(name).map(|watched| [write, save].map(|name| watched.has(name)));
+        assert_eq!(has("uart"), Some([true, false]));
+        assert_eq!(has("board"), Some([true, false]));
+        assert_eq!(has("rtc"), Some([false, false]));
+        assert_eq!(has("snapshot"), Some([true, true]));
+        assert_eq!(has("script"), None);
     }
 
     #[test]

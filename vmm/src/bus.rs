@@ -106,12 +106,24 @@ struct Port(u64);
 impl Port {
     const ALL_WIDTHS: u64 = 1 | 2 | 4 | 8;
 
-    fn new(mapping: &Mapping, offset: u64) -> Port {
+    /// Writes into `ports`, as many as the region is long, what they are. A board is built once for each script of
+    /// a fuzzer, so nothing is worked out for each port that is the same for all.
+    fn fill(ports: &mut [u64], mapping: &Mapping) {
         let m = mapping;
-        let fits = |size: &Size| *size <= m.region.widest && size.bytes() <= m.region.len - offset;
-        let fit = Size::ALL.iter().filter(|s| fits(s)).fold(0, |bits, s| bits | s.bytes());
         let device = u64::from(m.device) + 1;
-        Port(Port::ALL_WIDTHS & !fit | u64::from(m.index) << 8 | device << 16 | offset << 32)
+        let first = Port::beyond(m.region.widest.bytes()) | u64::from(m.index) << 8 | device << 16;
+        for (offset, port) in ports.iter_mut().enumerate() {
+            *port = first | (offset as u64) << 32;
+        }
+        // The last ports have less than the widest access before them.
+        for (left, port) in (1..=REACH).zip(ports.iter_mut().rev()) {
+            *port |= Port::beyond(left);
+        }
+    }
+
+    /// Those widths that are more than so many bytes.
+    fn beyond(bytes: u64) -> u64 {
+        Port::ALL_WIDTHS & !((bytes + 1).next_power_of_two() - 1)
     }
 
     #[inline(always)]
@@ -247,14 +259,12 @@ impl Bus {
         match space {
             Space::Port => {
                 self.ports.push(mapping);
-                for port in base..end {
-                    self.port_table[port as usize] = Port::new(&mapping, port - base).0;
-                }
+                Port::fill(&mut self.port_table[base as usize..end as usize], &mapping);
                 // A wide access to nobody's ports below may reach it.
-                for below in 1..=REACH.min(base) {
-                    let wide = Size::ALL.iter().filter(|size| size.bytes() > below);
-                    let port = &mut self.port_table[(base - below) as usize];
-                    *port |= wide.fold(0, |bits, size| bits | size.bytes());
+                for (below, port) in
+                    (1..=REACH).zip(self.port_table[..base as usize].iter_mut().rev())
+                {
+                    *port |= Port::beyond(below);
                 }
             }
             Space::Mmio => {
