@@ -146,7 +146,6 @@ impl Top {
                 });
             }
             if left.is_zero() {
-                *next = Instant::now() + self.interval;
                 if model.ended.is_none() {
                     match client.ask("stats") {
                         Ok(snapshot) => model.update(snapshot),
@@ -154,6 +153,8 @@ impl Top {
                         Err(e) => model.ended = Some(e.to_string()),
                     }
                 }
+                // From the answer on, so that an interval is one even where an answer took long.
+                *next = Instant::now() + self.interval;
                 return Ok(true);
             }
         }

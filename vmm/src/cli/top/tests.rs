@@ -142,6 +142,12 @@ fn any_screen_is_large_enough_not_to_panic() {
 }
 
 #[test]
+fn a_low_screen_shows_exits_first() {
+    let shown = screen(&model(), 80, 11);
+    assert!(shown.contains("io in") && !shown.contains("device of"), "{shown}");
+}
+
+#[test]
 fn keys_do_what_the_last_line_says() {
     let mut model = model();
     let press = |model: &mut Model, code| typed(model, KeyEvent::new(code, KeyModifiers::NONE));

@@ -62,6 +62,7 @@ fn header(model: &Model, who: &str) -> Vec<Line<'static>> {
         (None, false) => String::new(),
     };
     let scope = match model.vcpu {
+        None if model.now().vcpus.len() == 1 => "1 vCPU".to_owned(),
         None => format!("all {} vCPUs", model.now().vcpus.len()),
         Some(index) => format!("vCPU {index}"),
     };
@@ -112,8 +113,10 @@ fn exits(frame: &mut Frame<'_>, area: Rect, model: &Model) {
     // As many lines as there are rows, with a header and a border; who has more than half gives way.
     let wanted = (exits.len() as u16 + 3).min(area.height.saturating_sub(devices.len() as u16 + 3));
     let wanted = wanted.max(area.height / 2).min(exits.len() as u16 + 3);
+    // Two tables of which neither shows a row are none.
+    let wanted = if area.height < 8 { area.height } else { wanted };
     let [above, below] =
-        Layout::vertical([Constraint::Length(wanted), Constraint::Min(3)]).areas(area);
+        Layout::vertical([Constraint::Length(wanted), Constraint::Min(0)]).areas(area);
     let cells = |row: &Row| {
         TableRow::new([
             Cell::from(row.name.clone()),
