@@ -135,9 +135,8 @@ pub trait Vcpu: Send {
     /// goes on without entering the guest.
     fn run(&mut self, entry: Entry) -> Exit;
 
-    /// Completes the last exit with `entry`; gives the next item if it was split and goes on. If it gives none, and
-    /// the vCPU is none that [`Vcpu::answers_in_place`], [`Vcpu::run`] is called with the same `entry`, of which nothing
-    /// may be left to be done then unless all of it is.
+    /// Completes the last exit with `entry`; gives the next item if it was split and goes on, and nothing where
+    /// the vCPU has [`Vcpu::run`] alone. That may be called with the same `entry` afterwards: nothing is completed twice.
     fn complete(&mut self, entry: Entry) -> Option<Exit> {
         let _ = entry;
         None

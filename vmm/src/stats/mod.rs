@@ -2,8 +2,8 @@
 //!
 //! Each vCPU has counters of its own, which its thread alone writes, without a lock and without allocating;
 //! any thread may read them meanwhile. Time is in ticks of the processor's time-stamp counter, as reading that is one
-//! instruction where the clock takes about thirty; what a tick is, is known from the clock by whoever makes a
-//! [`Snapshot`].
+//! instruction, where the clock is a function that reads it and calculates; what a tick is, is known from the clock by
+//! whoever makes a [`Snapshot`].
 //!
 //! A reason counts *exits*: each return of the hypervisor to this program. A device counts *accesses*: a string
 //! instruction of sixteen bytes is one exit and sixteen accesses.
