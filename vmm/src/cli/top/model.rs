@@ -190,12 +190,12 @@ impl Model {
             let (user, kvm) = (time(now.user_ns, old.user_ns), time(now.kvm_ns, old.kvm_ns));
             (index.to_string(), now.exits, count, user, kvm)
         });
-        let all = each.clone().map(|(_, _, count, ..)| count).sum();
+        let all = each.clone().fold(0, |all: u64, row| all.saturating_add(row.2));
         each.map(|row| self.row(row, all)).collect()
     }
 
     fn rows(&self, rows: Vec<(String, u64, u64, Window, Window)>) -> Vec<Row> {
-        let all = rows.iter().map(|(_, _, count, ..)| count).sum();
+        let all = rows.iter().fold(0, |all: u64, row| all.saturating_add(row.2));
         let mut rows: Vec<Row> = rows.into_iter().map(|row| self.row(row, all)).collect();
         match self.sort {
             Sort::Rate => rows.sort_by(|a, b| b.rate.total_cmp(&a.rate)),

@@ -148,6 +148,27 @@ fn a_low_screen_shows_exits_first() {
 }
 
 #[test]
+fn any_numbers_are_shown() {
+    let most = |name: &str| {
+        let row = exits(name, &[(1, 1)]);
+        let user = Times { total_ns: u64::MAX, buckets: vec![(u64::MAX, u64::MAX); 2], ..row.user };
+        ReasonRow { count: u64::MAX, user: user.clone(), kvm: user, ..row }
+    };
+    let mut now = snapshot(2, vec![exits("a", &[(1, 1)])]);
+    now.total.reasons = vec![most("a"), most("b")];
+    now.total.devices.clear();
+    now.vcpus = vec![now.total.clone(); 2];
+    now.vcpus.iter_mut().for_each(|vcpu| vcpu.exits = u64::MAX);
+    (now.elapsed_ns, now.ticks_per_second) = (u64::MAX, 0);
+    let mut model = Model::default();
+    model.update(now);
+    for _ in Page::ALL {
+        assert!(screen(&model, 120, 20).contains("vmm top"));
+        model.turn(true);
+    }
+}
+
+#[test]
 fn keys_do_what_the_last_line_says() {
     let mut model = model();
     let press = |model: &mut Model, code| typed(model, KeyEvent::new(code, KeyModifiers::NONE));

@@ -108,11 +108,16 @@ fn show(
     frame.render_widget(table, area);
 }
 
+/// Lines of a table with a header and a border.
+fn lines(rows: &[Row]) -> u16 {
+    u16::try_from(rows.len()).unwrap_or(u16::MAX).saturating_add(3)
+}
+
 fn exits(frame: &mut Frame<'_>, area: Rect, model: &Model) {
     let (exits, devices) = (model.exits(), model.devices());
     // As many lines as there are rows, with a header and a border; who has more than half gives way.
-    let wanted = (exits.len() as u16 + 3).min(area.height.saturating_sub(devices.len() as u16 + 3));
-    let wanted = wanted.max(area.height / 2).min(exits.len() as u16 + 3);
+    let wanted = (lines(&exits)).min(area.height.saturating_sub(lines(&devices)));
+    let wanted = wanted.max(area.height / 2).min(lines(&exits));
     // Two tables of which neither shows a row are none.
     let wanted = if area.height < 8 { area.height } else { wanted };
     let [above, below] =
