@@ -76,7 +76,7 @@ impl Header {
 
     /// Bytes of the descriptors.
     fn len(&self) -> Result<usize, FormatError> {
-        let len = u64::from(self.count) * (DESCRIPTOR as u64 + self.name as u64);
+        let len = u64::from(self.count).saturating_mul(DESCRIPTOR as u64 + self.name as u64);
         checked("the descriptors", len)
     }
 }

@@ -101,6 +101,7 @@ fn what_is_wrong_is_named() {
     let mut many = good.clone();
     many[8..12].copy_from_slice(&u32::MAX.to_le_bytes());
     assert!(said(&many).starts_with("the descriptors would have"));
+    assert!(said(&[0xff; 64]).starts_with("the descriptors would have"), "however many");
     // Descriptors that all show the same values.
     let same = vec![descriptor(4, 0, u16::MAX, 0, 0, "log"); 3];
     assert!(said(&file(&same, &[0; 65535])).starts_with("all values would have"));
