@@ -294,6 +294,11 @@ impl Bus {
         }
     }
 
+    /// Whose a byte is.
+    pub(crate) fn owner(&self, space: Space, addr: u64) -> Option<DeviceId> {
+        self.find(space, addr).map(|mapping| mapping.device)
+    }
+
     /// Where an access goes that begins and ends in one place, which nearly all do.
     #[inline(always)]
     pub fn decode(&self, hint: &mut Hint, space: Space, addr: u64, size: Size) -> Decoded {

@@ -9,6 +9,7 @@ mod sabotage;
 mod sabotage;
 mod serial;
 mod sleep;
+mod statistics;
 mod supervise;
 
 use std::path::{Path, PathBuf};
@@ -17,8 +18,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 pub use error::LaunchError;
 pub use serial::Serial;
+pub use statistics::Statistics;
 
 use crate::boot::{self, MemKind, MemRange, Module, Protocol};
+use crate::control::ControlSocket;
 use crate::cpu::CpuState;
 use crate::cpuid::{CpuModel, Cpuid, Topology};
 use crate::device::Clock;
@@ -39,6 +42,7 @@ use crate::script::Recorder;
 use backplane::KvmBackplane;
 use sabotage::{GuestLab, Saboteur};
 use serial::Console;
+use statistics::KvmSide;
 
 /// How long the last output of a guest that was ended waits for its reader.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -87,6 +91,10 @@ pub struct Options {
     pub pci: Option<Vec<PciDevice>>,
     /// What stands between that bus and memory.
     pub iommu: Option<IommuConfig>,
+    /// Who counts exits, if somebody does.
+    pub statistics: Option<Arc<Statistics>>,
+    /// Where it can be asked while the guest runs; for [`Options::statistics`].
+    pub control: Option<Arc<ControlSocket>>,
     /// The guest starts again: what it wrote to a file before stays there.
     pub again: bool,
 }
@@ -126,6 +134,10 @@ impl<V> Handler<V> for Driver<'_> {
         self.recorder.is_none().then_some(self.machine)
     }
 
+    fn map(&self) -> Option<&Machine> {
+        Some(self.machine)
+    }
+
     fn handle(&self, cx: &mut Context, index: usize, _: &mut V, exit: &Exit) -> Entry {
         match self.recorder {
             None => self.machine.handle(cx, exit),
@@ -142,6 +154,10 @@ struct LabDriver<'a> {
 }
 
 impl Handler<KvmVcpu> for LabDriver<'_> {
+    fn map(&self) -> Option<&Machine> {
+        Some(self.driver.machine)
+    }
+
     fn handle(&self, cx: &mut Context, index: usize, vcpu: &mut KvmVcpu, exit: &Exit) -> Entry {
         match self.lab.handle(index, vcpu, exit) {
             Ok(entry) => {
@@ -171,6 +187,10 @@ pub fn run(options: &mut Options) -> Result<Finished, LaunchError> {
     // Before the first thread and before the terminal is changed: every thread inherits that these
     // signals do not kill, and so the terminal is put back.
     let signals = EndSignals::take().map_err(LaunchError::Events)?;
+    if let (Some(control), Some(statistics)) = (&options.control, &options.statistics) {
+        // Its thread, too, is none that a signal ends.
+        control.serve(statistics.clone()).map_err(LaunchError::Control)?;
+    }
     let end = options.timeout.map(|timeout| Instant::now() + timeout);
     let mut prepared = prepare(options)?;
     loop {
@@ -231,7 +251,8 @@ impl Running<'_> {
     ) -> Result<(Result<Ended, LaunchError>, Vec<VcpuReport>), LaunchError> {
         let Running { driver, lab, vm, saboteur, console } = *self;
         let waker = wake.try_clone().map_err(LaunchError::Events)?;
-        let control = Control::new(vcpus.len(), Box::new(move || waker.wake()));
+        let control = Control::new(vcpus.len(), Box::new(move || waker.wake()))
+            .counted(options.statistics.as_ref().and_then(|statistics| statistics.counters()));
         Ok(std::thread::scope(|scope| {
             // A panic on this thread, which calls devices too, must not wait for vCPUs that go on.
             let _guard = EndOnPanic(&control, console.queue());
@@ -389,6 +410,7 @@ fn assemble(
         first.start(start)?;
     }
 
+    let kvm_stats = options.statistics.as_ref().map(|_| KvmSide::open(&host, &vm, &vcpus));
     let wake = Wake::new().map_err(LaunchError::Events)?;
     let console = Console::open(&options.serial, options.again, &wake)?;
     let vm = Arc::new(CurrentVm::new(vm)?);
@@ -425,5 +447,8 @@ fn assemble(
         Some(recorder) => recorder.wrap_ram(&ram),
     };
     let machine = pc(&config, ram, clock, behind)?;
+    if let (Some(statistics), Some(kvm)) = (&options.statistics, kvm_stats) {
+        statistics.start(vcpus.len(), &machine, kvm);
+    }
     Ok(Prepared { vm, lab, saboteur, vcpus, machine, console, recorder, wake })
 }

@@ -4,13 +4,14 @@
 //! side of that line knows about KVM, so the same devices are reached by a guest, a unit test, a
 //! fuzzer, a benchmark and a replayed recording. From the inside out, and an arrow never points
 //! outward: [`access`], [`ram`], [`device`], [`chips`], [`bus`], [`machine`], [`script`], [`boot`],
-//! [`hv`],
-//! [`lab`], [`run`], [`host`], [`launch`].
+//! [`stats`], [`hv`], [`lab`], [`run`], [`host`], [`control`],
+//! [`launch`].
 
 pub mod access;
 pub mod boot;
 pub mod bus;
 pub mod chips;
+pub mod control;
 pub mod cpu;
 pub mod cpuid;
 pub mod device;
@@ -30,5 +31,6 @@ pub mod run;
 pub mod sabotage;
 pub mod script;
 pub mod state;
+pub mod stats;
 pub mod units;
 pub mod words;

@@ -14,7 +14,7 @@ use testcases::facts_table::FactsTable;
 use crate::flags::{self, BenchAction};
 use crate::support::bench::baseline::{Baseline, Measured};
 use crate::support::bench::counts;
-use crate::support::bench::exact::{self, PAYLOAD, Pair, Spread};
+use crate::support::bench::exact::{self, PAYLOAD, Pair, Served, Spread};
 use crate::support::emulated::{self, Workshop};
 use crate::support::out::complain;
 use crate::support::perf::history::History;
@@ -91,10 +91,11 @@ fn count(flags: &flags::Exact, out: &mut Out) -> Outcome {
     let vmm = programs::build(&root, &support::cargo(), Kind::Measured, &cancel);
     let vmm = vmm.map_err(Failure::bad)?.vmm;
     let mut emulated_by = None;
+    let served = if flags.stats { Served::Counted } else { Served::Board };
     let none = || vec![None; kinds.len()];
     let user = match flags.only {
         Some(flags::Counted::Total) => none(),
-        _ => exact::user(&vmm, &payload.path, &kinds, &cancel)?,
+        _ => exact::user(&vmm, &payload.path, &kinds, served, &cancel)?,
     };
     let total = match flags.only {
         Some(flags::Counted::User) => none(),
@@ -104,7 +105,7 @@ fn count(flags: &flags::Exact, out: &mut Out) -> Outcome {
             let kind = Kind::Measured;
             let shop = Workshop { root, catalog, make: &make, kind, cancel: &cancel };
             let (machine, params) = emulated::machine(Name::Amd, &shop)?;
-            let pairs = exact::total(&machine, &params, &kinds, &cancel)?;
+            let pairs = exact::total(&machine, &params, &kinds, served, &cancel)?;
             emulated_by = Some(emulator(&machine));
             pairs.into_iter().map(Some).collect()
         }

@@ -13,8 +13,8 @@ use crate::support::{Out, Outcome, root};
 /// The modules of `vmm`, from the inside out. A module may name itself and those before it.
 const LAYERS: &[&str] = &[
     "units", "words", "planted", "access", "ram", "device", "state", "laws", "cpu", "cpuid",
-    "hyperv", "chips", "bus", "exit", "machine", "script", "boot", "payload", "sabotage", "hv",
-    "lab", "run", "host", "launch",
+    "hyperv", "chips", "bus", "exit", "machine", "script", "boot", "payload", "sabotage", "stats",
+    "hv", "lab", "run", "host", "control", "launch",
 ];
 
 /// Paths that files below a place must not name, and why.

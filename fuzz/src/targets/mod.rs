@@ -8,6 +8,7 @@
 pub mod chips;
 mod grammars;
 mod loaders;
+mod metrics;
 mod pins;
 mod seeds;
 mod states;
@@ -131,6 +132,7 @@ pub static ALL: &[&Target] = &[
     &loaders::LOADER,
     &loaders::PAYLOAD,
     &loaders::ACPI,
+    &metrics::KVM_STATS,
     &texts::SCRIPT,
     &texts::OPTIONS,
     &texts::CASE,

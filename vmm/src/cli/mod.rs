@@ -3,6 +3,8 @@
 mod host_test;
 mod replay;
 mod run;
+mod top;
+mod watching;
 
 use std::io::Write;
 
@@ -25,6 +27,8 @@ enum Command {
     Run(Box<run::Run>),
     /// Run a recorded or written script of exits against the board, without KVM.
     Replay(replay::Replay),
+    /// Show what a running VM's exits cost.
+    Top(top::Top),
     /// Test what a VMM takes from this machine, without a guest.
     HostTest(host_test::HostTest),
     /// List the ways in which this VMM can be wrong on purpose.
@@ -37,6 +41,7 @@ pub fn main() -> u8 {
     match Cli::try_parse() {
         Ok(Cli { command: Command::Run(run) }) => run.main(),
         Ok(Cli { command: Command::Replay(replay) }) => replay.main(),
+        Ok(Cli { command: Command::Top(top) }) => top.main(),
         Ok(Cli { command: Command::HostTest(test) }) => test.main(),
         #[cfg(feature = "sabotage")]
         Ok(Cli { command: Command::Flaws }) => flaws(),

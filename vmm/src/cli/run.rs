@@ -21,7 +21,11 @@ use vmm::units;
 
 use payload_abi::{CMDLINE_CPUS, CMDLINE_TEST};
 
+use super::watching::WatchArgs;
 use super::{USAGE, complain, say};
+
+/// Exit status when what was counted cannot be told.
+const UNTOLD: u8 = 14;
 
 /// Interrupt controllers in the kernel.
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -254,12 +258,15 @@ pub struct Run {
 
     /// Answer no access between two writes to port 0x80, the first of 0xb5: what the host's part of an exit
     /// costs, beside which this program's is measured.
-    #[arg(long, hide = true, conflicts_with_all = ["trace", "lab"])]
+    #[arg(long, hide = true, conflicts_with_all = ["trace", "lab", "stats", "control"])]
     bare: bool,
 
     /// Give each vCPU a dirty ring of this many entries, a power of two.
     #[arg(long, value_name = "N", default_value_t = 0)]
     dirty_ring: u32,
+
+    #[command(flatten)]
+    watch: WatchArgs,
 
     /// Let a VM go on whose every vCPU is halted with interrupts off: an NMI may come.
     #[arg(long)]
@@ -272,15 +279,18 @@ pub struct Run {
 
 impl Run {
     /// Runs the guest; gives the exit status.
-    pub fn main(self) -> u8 {
-        let on_reset = self.on_reset;
-        let mut options = match self.options() {
-            Ok(options) => options,
+    pub fn main(mut self) -> u8 {
+        let (on_reset, watch) = (self.on_reset, std::mem::take(&mut self.watch));
+        let opened = self.options().and_then(|options| Ok((options, watch.open()?)));
+        let (mut options, watching) = match opened {
+            Ok(opened) => opened,
             Err(message) => {
                 say(format_args!("vmm: {message}\n"));
                 return USAGE;
             }
         };
+        options.statistics = watching.statistics();
+        options.control = watching.control();
         // The time is the guest's in all, however often it starts again.
         let end = options.timeout.map(|timeout| Instant::now() + timeout);
         loop {
@@ -305,6 +315,10 @@ impl Run {
                             say(format_args!("vmm: lab: {why}\n"));
                         }
                         finished.reports.iter().for_each(say);
+                    }
+                    if let Err(message) = watching.tell() {
+                        say(format_args!("vmm: {message}\n"));
+                        return UNTOLD;
                     }
                     return stop.status();
                 }
@@ -450,6 +464,8 @@ impl Run {
             acpi: self.acpi == OnOff::On,
             pci,
             iommu,
+            statistics: None,
+            control: None,
             again: false,
         })
     }

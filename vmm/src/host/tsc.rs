@@ -1,7 +1,8 @@
 //! The host's time-stamp counter.
 
-use std::arch::x86_64::_rdtsc;
 use std::time::{Duration, Instant};
+
+use crate::hv::ticks;
 
 /// How long the counter is compared with the clock. The error is that of reading both, well below a
 /// microsecond, so 10 parts in a million.
@@ -15,26 +16,26 @@ pub fn frequency_khz() -> u64 {
     let (counter, clock) = read();
     std::thread::sleep(SPAN);
     let (later, now) = read();
+    per_second((counter, clock), (later, now)) / 1000
+}
+
+/// The counter's frequency in Hz, from two readings: as exact as the time between them is long.
+pub fn per_second((counter, clock): (u64, Instant), (later, now): (u64, Instant)) -> u64 {
     let nanos = now.duration_since(clock).as_nanos().max(1);
     let ticks = u128::from(later.wrapping_sub(counter));
-    u64::try_from(ticks * 1_000_000 / nanos).unwrap_or(u64::MAX)
+    u64::try_from(ticks * 1_000_000_000 / nanos).unwrap_or(u64::MAX)
 }
 
 /// The counter and the clock at the same time: of a few readings, the one that took least.
-fn read() -> (u64, Instant) {
+pub fn read() -> (u64, Instant) {
     let once = |_| {
-        let before = tsc();
+        let before = ticks();
         let clock = Instant::now();
-        let after = tsc();
+        let after = ticks();
         (after.wrapping_sub(before), before.wrapping_add(after.wrapping_sub(before) / 2), clock)
     };
     let best = (0..TRIES).map(once).min_by_key(|(took, ..)| *took);
-    best.map_or_else(|| (tsc(), Instant::now()), |(_, counter, clock)| (counter, clock))
-}
-
-fn tsc() -> u64 {
-    // SAFETY: RDTSC reads a counter that every x86-64 processor has, and Linux lets programs use it.
-    unsafe { _rdtsc() }
+    best.map_or_else(|| (ticks(), Instant::now()), |(_, counter, clock)| (counter, clock))
 }
 
 #[cfg(test)]

@@ -4,6 +4,9 @@
 
 pub mod kvm;
 pub mod lab;
+mod ticks;
+
+pub use ticks::ticks;
 
 use crate::access::Access;
 use crate::cpu::CpuState;
@@ -107,6 +110,17 @@ pub trait Answers {
     /// What a read gets, of which bits above its width mean nothing. If the VM ends with it, the vCPU has
     /// been kicked.
     fn access(&mut self, access: Access) -> u64;
+
+    /// Whether [`Answers::entering`] and [`Answers::left`] do anything.
+    const WATCHES: bool = false;
+
+    /// The vCPU is about to enter the guest.
+    #[inline(always)]
+    fn entering(&mut self) {}
+
+    /// The vCPU has left the guest.
+    #[inline(always)]
+    fn left(&mut self) {}
 }
 
 /// A virtual CPU, owned by the thread that runs it.
@@ -121,8 +135,8 @@ pub trait Vcpu: Send {
     /// goes on without entering the guest.
     fn run(&mut self, entry: Entry) -> Exit;
 
-    /// Completes the last exit with `entry`; gives the next item if it was split and goes on. Only asked of one
-    /// that [`Vcpu::answers_in_place`].
+    /// Completes the last exit with `entry`; gives the next item if it was split and goes on, and nothing where
+    /// the vCPU has [`Vcpu::run`] alone. That may be called with the same `entry` afterwards: nothing is completed twice.
     fn complete(&mut self, entry: Entry) -> Option<Exit> {
         let _ = entry;
         None
@@ -132,7 +146,7 @@ pub trait Vcpu: Send {
     /// which `board` answers. Gives any other exit, a kick among them, for [`Vcpu::complete`]. Only asked of
     /// one that [`Vcpu::answers_in_place`].
     #[inline]
-    fn enter(&mut self, board: &mut impl Answers) -> Exit {
+    fn enter<A: Answers>(&mut self, board: &mut A) -> Exit {
         let _ = board;
         self.run(Entry::Resume)
     }

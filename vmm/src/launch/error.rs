@@ -96,6 +96,12 @@ pub enum LaunchError {
         "the host has no thread for a vCPU: {0}; ask for fewer with --cpus, or raise the limit"
     )]
     Thread(io::Error),
+    /// Nobody to answer at the control socket.
+    #[error(
+        "the host has no thread or descriptor to answer at the control socket: {0}; raise the limit, or \
+         leave --control out"
+    )]
+    Control(io::Error),
     /// A recording of a guest with a lab.
     #[error(
         "a guest with a lab cannot be recorded: what it asks its lab for is no business of the \
@@ -114,6 +120,7 @@ impl LaunchError {
         match self {
             LaunchError::Events(_)
             | LaunchError::Thread(_)
+            | LaunchError::Control(_)
             | LaunchError::Board(_)
             | LaunchError::Resume(_) => 14,
             LaunchError::Hv(HvError::Call { .. }) | LaunchError::Output { .. } => 14,

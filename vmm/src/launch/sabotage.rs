@@ -9,7 +9,7 @@ use crate::cpuid::{Cpuid, feature};
 use crate::device::Nanos;
 use crate::exit::{Entry, Exit, Stop};
 use crate::hv::kvm::{KvmLab, KvmVcpu, WrongLab};
-use crate::machine::{Backplane, Context};
+use crate::machine::{Backplane, Context, Machine};
 use crate::run::Handler;
 use crate::sabotage::Flaw;
 
@@ -154,6 +154,10 @@ pub(super) struct WrongHandler<'a, H> {
 }
 
 impl<H: Handler<KvmVcpu>> Handler<KvmVcpu> for WrongHandler<'_, H> {
+    fn map(&self) -> Option<&Machine> {
+        self.handler.map()
+    }
+
     fn handle(&self, cx: &mut Context, index: usize, vcpu: &mut KvmVcpu, exit: &Exit) -> Entry {
         let Some(flaw) = self.saboteur.flaw else {
             return self.handler.handle(cx, index, vcpu, exit);

@@ -211,7 +211,7 @@ impl Device for Timer {
     fn restore(&mut self, state: &[u8]) -> Result<(), StateError> {
         let error = |what: &str| StateError { device: "timer", what: what.to_owned() };
         if self.flaw == Flaw::GarbagePanics {
-            assert_ne!(state, [], "no state");
+            assert!(!state.is_empty(), "no state");
         }
         if self.flaw == Flaw::GarbageHalfTaken {
             self.regs.memory = state.first().copied().unwrap_or(0x5a);

@@ -11,6 +11,7 @@ mod error;
 mod interrupts;
 mod lines;
 mod log;
+mod owner;
 mod pc;
 mod pci;
 mod slots;

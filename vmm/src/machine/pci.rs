@@ -154,6 +154,23 @@ impl Machine {
         functions.map(|&(slot, id)| (slot, self.slots[usize::from(id)].name))
     }
 
+    /// The function that a byte outside of the board's fixed places belongs to.
+    pub(super) fn pci_owner(&self, pci: &Pci, space: Space, addr: u64) -> Option<DeviceId> {
+        if data_port(space, addr).is_some() {
+            return self.selected(pci).and_then(|selected| pci.function(selected.slot));
+        }
+        match pci.route(&Access::read(space, addr, Size::B1)) {
+            Route::To(id, _) => Some(id),
+            Route::Split(_) | Route::Nobody => None,
+        }
+    }
+
+    /// What the configuration address selects.
+    fn selected(&self, pci: &Pci) -> Option<Selected> {
+        let address = self.slots[usize::from(pci.address)].lock().device.config_address();
+        address.and_then(Selected::by).filter(|selected| selected.bus == 0)
+    }
+
     /// The dispatch follows the base addresses of a device.
     pub(super) fn follow(&self, id: DeviceId, device: &dyn Device) {
         let windows = self.pci.iter().flat_map(|pci| &pci.windows);
@@ -185,8 +202,7 @@ impl Machine {
         access: &Access,
         byte: u64,
     ) -> Option<u64> {
-        let address = self.slots[usize::from(pci.address)].lock().device.config_address();
-        let selected = address.and_then(Selected::by).filter(|selected| selected.bus == 0);
+        let selected = self.selected(pci);
         if planted::has(Flaw::SlotIndex)
             && let Some(selected) = selected
         {

@@ -1,15 +1,17 @@
 //! vCPU threads: how they run, how one is asked to stop, and what is known of each at the end.
 
 pub mod report;
+mod watch;
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::{Arc, OnceLock};
 
 use crate::access::Access;
 use crate::cpu::RFLAGS_IF;
 use crate::exit::{Entry, Exit, Stop};
 use crate::hv::{Activity, Answers, Kick, Vcpu};
 use crate::machine::{Context, Machine};
+use crate::stats::Counters;
 use report::VcpuReport;
 
 /// Answers the exits of a vCPU: the machine, or a recorder before it.
@@ -20,6 +22,11 @@ pub trait Handler<V>: Sync {
     /// The board that answers accesses, if the handler has nothing to do with them: they go there at once.
     #[inline]
     fn board(&self) -> Option<&Machine> {
+        None
+    }
+
+    /// The board whose map says which device an access is to, for who counts them.
+    fn map(&self) -> Option<&Machine> {
         None
     }
 }
@@ -81,6 +88,8 @@ pub struct Control<K> {
     ended: OnceLock<Ended>,
     probe: AtomicU32,
     seats: Vec<Seat<K>>,
+    /// Where exits are counted by reason and device, if somebody wants to know.
+    counters: Option<Arc<Counters>>,
     wake: Box<dyn Fn() + Send + Sync>,
 }
 
@@ -98,8 +107,15 @@ impl<K: Kick> Control<K> {
             ended: OnceLock::new(),
             probe: AtomicU32::new(0),
             seats: (0..cpus).map(seat).collect(),
+            counters: None,
             wake,
         }
+    }
+
+    /// The same with exits counted: they take a way of their own, so that nobody else pays for it.
+    #[must_use]
+    pub fn counted(self, counters: Option<Arc<Counters>>) -> Control<K> {
+        Control { counters, ..self }
     }
 
     /// Ends the VM. The first call says how.
@@ -251,6 +267,9 @@ impl<K: Kick> Control<K> {
         // Nor is a probe that began before.
         self.attend(index, vcpu);
         match handler.board() {
+            _ if let Some(counters) = &self.counters => {
+                self.run_watched(index, vcpu, cx, handler, counters)
+            }
             Some(machine) if vcpu.answers_in_place() => {
                 self.run_direct(index, vcpu, cx, handler, machine)
             }

@@ -10,6 +10,7 @@ mod page;
 mod regs;
 mod ring;
 mod sints;
+pub mod stats;
 mod vcpu;
 mod vm;
 mod yardstick;

@@ -9,7 +9,7 @@ use crate::exit::{Entry, Exit};
 use crate::hv::{Activity, Kick, Vcpu, Vm};
 use crate::ram::{Backing, GuestRam};
 
-fn host() -> Option<Host> {
+pub(super) fn host() -> Option<Host> {
     match Host::open(Path::new(DEV_KVM)) {
         Ok(host) => Some(host),
         Err(e) => {

@@ -199,6 +199,17 @@ impl KvmVcpu {
         self.failed(-answer)
     }
 
+    /// KVM_RUN, and again after what is no exit if somebody takes the time of exits: a vCPU that waited for its
+    /// SIPI and got one. Else that is left to [`KvmVcpu::rare`].
+    #[inline(always)]
+    fn enter_once<A: Answers>(&self) -> i32 {
+        let mut answer = kvm_run(self.raw);
+        while A::WATCHES && answer == -libc::EAGAIN {
+            answer = kvm_run(self.raw);
+        }
+        answer
+    }
+
     /// The exit of a KVM_RUN that gave `answer`, which [`RunPage::answer`] leaves alone.
     #[cold]
     #[inline(never)]
@@ -261,9 +272,11 @@ impl Vcpu for KvmVcpu {
     }
 
     #[inline(always)]
-    fn enter(&mut self, board: &mut impl Answers) -> Exit {
+    fn enter<A: Answers>(&mut self, board: &mut A) -> Exit {
         loop {
-            let answer = kvm_run(self.raw);
+            board.entering();
+            let answer = self.enter_once::<A>();
+            board.left();
             if answer != 0 || !self.page.answer(board) {
                 return self.rare(answer);
             }

@@ -81,14 +81,27 @@ pub fn choose<'a>(all: &[&'a str], wanted: &[String]) -> Result<Vec<&'a str>, Fa
     wanted.iter().map(find).collect()
 }
 
+/// Who answers a guest's exits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Served {
+    /// Nobody: a loop that enters the guest again.
+    Bare,
+    /// The board.
+    Board,
+    /// The board, while exits are counted (`vmm run --stats`).
+    Counted,
+}
+
 /// The arguments of one guest that makes so many exits.
-pub fn arguments(payload: &str, kind: &str, exits: usize, bare: bool) -> Vec<String> {
-    let cmdline = format!("exits={exits}{}", if bare { " bare=1" } else { "" });
+pub fn arguments(payload: &str, kind: &str, exits: usize, served: Served) -> Vec<String> {
+    let cmdline = format!("exits={exits}{}", if served == Served::Bare { " bare=1" } else { "" });
     let words = ["run", "--payload", payload, "--test", kind, "--timeout", TIMEOUT, "--cmdline"];
     let mut words: Vec<String> = words.map(str::to_owned).to_vec();
     words.push(cmdline);
-    if bare {
-        words.push("--bare".to_owned());
+    match served {
+        Served::Bare => words.push("--bare".to_owned()),
+        Served::Board => {}
+        Served::Counted => words.push("--stats=/dev/null".to_owned()),
     }
     words
 }
@@ -102,11 +115,12 @@ pub fn user(
     vmm: &Path,
     payload: &Path,
     kinds: &[&str],
+    served: Served,
     cancel: &AtomicBool,
 ) -> Result<Vec<Option<Pair>>, Failure> {
     let pair = |kind: &&str| {
-        let once = |bare| stepped(vmm, payload, kind, bare, cancel);
-        Ok(match (once(true)?, once(false)?) {
+        let once = |served| stepped(vmm, payload, kind, served, cancel);
+        Ok(match (once(Served::Bare)?, once(served)?) {
             (Some(bare), Some(vmm)) => Some(Pair { bare, vmm }),
             _ => None,
         })
@@ -124,14 +138,14 @@ pub fn stepped(
     vmm: &Path,
     payload: &Path,
     kind: &str,
-    bare: bool,
+    served: Served,
     cancel: &AtomicBool,
 ) -> Result<Option<Spread>, Failure> {
     if cancel.load(std::sync::atomic::Ordering::Relaxed) {
         return Err(Failure::stopped());
     }
     let mut command = Command::new(vmm);
-    command.args(arguments(&payload.display().to_string(), kind, NUMBER, bare));
+    command.args(arguments(&payload.display().to_string(), kind, NUMBER, served));
     let taken = match steps::count(&command) {
         Ok(taken) => taken,
         Err(steps::StepError::Unmarked) => Vec::new(),
@@ -152,13 +166,14 @@ pub fn total(
     machine: &Machine,
     params: &Params,
     kinds: &[&str],
+    served: Served,
     cancel: &AtomicBool,
 ) -> Result<Vec<Pair>, Failure> {
     const MARK: &str = "@@\n";
     let mut script = String::new();
-    let runs = || kinds.iter().flat_map(|kind| [(*kind, true), (*kind, false)]);
-    for (kind, bare) in runs() {
-        let words = arguments(&format!("/payloads/{PAYLOAD}"), kind, NUMBER, bare);
+    let runs = || kinds.iter().flat_map(|kind| [(*kind, Served::Bare), (*kind, served)]);
+    for (kind, served) in runs() {
+        let words = arguments(&format!("/payloads/{PAYLOAD}"), kind, NUMBER, served);
         let words: Vec<String> = words.iter().map(|word| format!("'{word}'")).collect();
         script += &format!("echo {}; vmm {}\n", MARK.trim_end(), words.join(" "));
     }
@@ -169,10 +184,10 @@ pub fn total(
     })?;
     let said = String::from_utf8_lossy(&said);
     let mut logs = said.split(MARK).skip(1);
-    let mut spreads = runs().map(|(kind, bare)| {
+    let mut spreads = runs().map(|(kind, served)| {
         let log = logs.next().unwrap_or_default();
         spread(kind, log).ok_or_else(|| {
-            let which = if bare { "the bare loop" } else { "the VMM" };
+            let which = if served == Served::Bare { "the bare loop" } else { "the VMM" };
             Failure::bad(format!("`{kind}` under {which} on host amd told no figures:\n{log}"))
         })
     });

@@ -51,6 +51,9 @@ pub struct Exact {
     /// Writes what has changed to benches/exact.toml, with this reason.
     #[arg(long, value_name = "REASON")]
     pub accept: Option<String>,
+    /// Counts a VMM that counts exits itself (`vmm run --stats`): what that costs.
+    #[arg(long, conflicts_with_all = ["check", "accept", "save"])]
+    pub stats: bool,
     /// Keeps what was counted in the history of `cargo xtask perf`.
     #[arg(long)]
     pub save: bool,

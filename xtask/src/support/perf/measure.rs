@@ -16,7 +16,7 @@ use testcases::process::{self, Ended, Stream};
 use super::judge::Sides;
 use super::record::{Measurement, Metric};
 use crate::support::Failure;
-use crate::support::bench::exact;
+use crate::support::bench::exact::{self, Served};
 
 /// Two programs in turn, and the other way about in every other round: a machine that becomes slower as time goes
 /// on is as unfair to one as to the other.
@@ -84,7 +84,7 @@ fn measure(programs: &[&Path], orders: &[&[usize]], plan: &Plan<'_>) -> Result<S
             bar.set_message(format!("counting {kind}"));
             bar.inc(1);
             let (vmm, payload) = (programs[side], plan.payload);
-            let spread = exact::stepped(vmm, payload, kind, false, plan.cancel)?;
+            let spread = exact::stepped(vmm, payload, kind, Served::Board, plan.cancel)?;
             Ok(spread.map(|spread| spread.median as f64))
         })?;
         let metric = |kind: &str| Metric::instructions(format!("exits/{kind}/user"));
@@ -131,7 +131,7 @@ fn timed(vmm: &Path, kind: &str, plan: &Plan<'_>) -> Result<Option<f64>, Failure
     // A sample is the middle one of as many as there can be.
     let exits = if kind == NOTHING { 1 } else { exits::MOST };
     let mut command = Command::new(vmm);
-    command.args(exact::arguments(&plan.payload.display().to_string(), kind, exits, false));
+    command.args(exact::arguments(&plan.payload.display().to_string(), kind, exits, Served::Board));
     let mut said = Vec::new();
     let start = Instant::now();
     let ended = process::run(&mut command, LIMIT, plan.cancel, &mut |stream, bytes| {

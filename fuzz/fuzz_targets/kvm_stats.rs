@@ -1,0 +1,3 @@
+//! libFuzzer on the target `kvm-stats`.
+#![no_main]
+fuzz::target!("kvm-stats");
