@@ -5,8 +5,10 @@
 
 pub mod guest;
 pub mod kinds;
+pub mod peers;
 pub mod ratio;
 pub mod scenes;
+pub mod start;
 pub mod steps;
 pub mod vms;
 

@@ -7,7 +7,11 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::libc::user_regs_struct;
@@ -49,6 +53,12 @@ pub enum StepError {
     /// It ended, and never counted.
     #[error("the guest marked no exits to count: it ended before")]
     Unmarked,
+    /// It ended, and had not counted all.
+    #[error("the VMM ended at an exit that was to be counted")]
+    Gone,
+    /// It let the time pass.
+    #[error("{} s went by before the guest had marked the end of its exits", .0.as_secs())]
+    Late(Duration),
     /// It does not come back to KVM_RUN.
     #[error("after {MOST} instructions the vCPU's thread had not called KVM_RUN again")]
     Lost,
@@ -76,20 +86,77 @@ pub struct Taken {
 /// # Errors
 /// It cannot be run or stepped, or its guest marks nothing.
 pub fn count(command: &Command) -> Result<Vec<Taken>, StepError> {
+    run(command, Stdio::inherit(), Stdio::inherit(), None)
+}
+
+/// As [`count`], for a VMM that may not end by itself: it is ended where its guest marks the end, or after
+/// `limit`. It reads from `input`, and what it has to tell goes to `errors`.
+///
+/// # Errors
+/// As of [`count`]; its guest is not done in time.
+pub fn count_to_end(
+    command: &Command,
+    input: Stdio,
+    errors: Stdio,
+    limit: Duration,
+) -> Result<Vec<Taken>, StepError> {
+    run(command, input, errors, Some(limit))
+}
+
+fn run(
+    command: &Command,
+    input: Stdio,
+    errors: Stdio,
+    limit: Option<Duration>,
+) -> Result<Vec<Taken>, StepError> {
     // It stops itself before it becomes the VMM, so that nothing of it runs unseen.
     let mut shell = Command::new("sh");
     shell.args(["-c", "kill -STOP $$; exec \"$0\" \"$@\""]);
     shell.arg(command.get_program()).args(command.get_args());
-    shell.stdout(std::process::Stdio::null());
-    let mut child = shell.spawn().map_err(io("start sh"))?;
+    shell.envs(command.get_envs().filter_map(|(key, value)| Some((key, value?))));
+    shell.stdin(input).stdout(Stdio::null()).stderr(errors);
+    let child = shell.spawn().map_err(io("start sh"))?;
     let pid = Pid::from_raw(child.id() as i32);
-    let counted = attach(pid).and_then(|()| Stepper { pid, taken: Vec::new() }.run());
-    if counted.is_err() {
+    // The thread that steps waits for nothing but the VMM, so another one looks at the clock.
+    let (done, wait) = channel::<()>();
+    let is_late = Arc::new(AtomicBool::new(false));
+    let watch = limit.map(|limit| {
+        let is_late = is_late.clone();
+        std::thread::spawn(move || {
+            if wait.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
+                is_late.store(true, Ordering::SeqCst);
+                // Nobody waited for it yet, so the number is still its.
+                let _ = kill(pid, Signal::SIGKILL);
+            }
+        })
+    });
+    let stepper = Stepper { pid, taken: Vec::new(), to_end: limit.is_some(), ended: false };
+    let counted = attach(pid).and_then(|()| stepper.run());
+    drop(done);
+    if let Some(watch) = watch {
+        let _ = watch.join();
+    }
+    let counted = match limit {
+        Some(limit) if is_late.load(Ordering::SeqCst) => Err(StepError::Late(limit)),
+        _ => counted,
+    };
+    if counted.is_err() || limit.is_some() {
         // It may be gone.
         let _ = kill(pid, Signal::SIGKILL);
-        let _ = child.wait();
+        reap(pid);
     }
     counted
+}
+
+/// Waits for the end of a process that was killed: each of its threads that is traced is waited for by itself.
+fn reap(pid: Pid) {
+    let flags = WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD;
+    while let Ok(status) = waitpid(None, Some(flags)) {
+        let ended = matches!(status, WaitStatus::Exited(..) | WaitStatus::Signaled(..));
+        if ended && status.pid() == Some(pid) {
+            break;
+        }
+    }
 }
 
 fn attach(pid: Pid) -> Result<(), StepError> {
@@ -105,6 +172,9 @@ fn attach(pid: Pid) -> Result<(), StepError> {
 struct Stepper {
     pid: Pid,
     taken: Vec<Taken>,
+    /// Whether the guest's mark is the end.
+    to_end: bool,
+    ended: bool,
 }
 
 /// What is known of the vCPU's thread.
@@ -130,7 +200,12 @@ impl Stepper {
                 Err(errno) => return Err(call("waitpid")(errno)),
             };
             match status {
-                WaitStatus::PtraceSyscall(thread) => self.called(thread, &mut vcpu)?,
+                WaitStatus::PtraceSyscall(thread) => {
+                    self.called(thread, &mut vcpu)?;
+                    if self.ended {
+                        break;
+                    }
+                }
                 WaitStatus::PtraceEvent(thread, _, _) => resume(thread, &vcpu, None)?,
                 WaitStatus::Stopped(thread, signal) => {
                     let ours = matches!(signal, Signal::SIGTRAP | Signal::SIGSTOP);
@@ -172,6 +247,7 @@ impl Stepper {
             if let Some((port, value)) = vcpu.written().map_err(io("read the vCPU's page"))?
                 && port == exits::FENCE
             {
+                self.ended = vcpu.marked && value != exits::BEGIN && self.to_end;
                 vcpu.marked = value == exits::BEGIN;
             } else if vcpu.marked {
                 self.taken.push(vcpu.step()?);
@@ -204,7 +280,10 @@ impl Vcpu {
     fn step(&self) -> Result<Taken, StepError> {
         let (mut instructions, mut calls) = (1, 0);
         loop {
-            let registers = ptrace::getregs(self.thread).map_err(call("PTRACE_GETREGS"))?;
+            let registers = match ptrace::getregs(self.thread) {
+                Err(Errno::ESRCH) => return Err(StepError::Gone),
+                registers => registers.map_err(call("PTRACE_GETREGS"))?,
+            };
             let calls_now = self.is_at_call(&registers).map_err(io("read an instruction"))?;
             if calls_now && (registers.rax, registers.rsi) == (IOCTL, KVM_RUN) {
                 return Ok(Taken { instructions, calls });
@@ -212,7 +291,10 @@ impl Vcpu {
             if instructions >= MOST {
                 return Err(StepError::Lost);
             }
-            ptrace::step(self.thread, None).map_err(call("PTRACE_SINGLESTEP"))?;
+            match ptrace::step(self.thread, None) {
+                Err(Errno::ESRCH) => return Err(StepError::Gone),
+                stepped => stepped.map_err(call("PTRACE_SINGLESTEP"))?,
+            }
             // Another thread's stop waits until this one is asked for.
             waitpid(self.thread, Some(WaitPidFlag::__WALL)).map_err(call("waitpid"))?;
             instructions += 1;

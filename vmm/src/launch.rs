@@ -31,7 +31,7 @@ use crate::host::console::OutputQueue;
 use crate::host::contents::Contents;
 use crate::host::events::{EndSignals, Wake};
 use crate::host::memory;
-use crate::hv::kvm::{Bare, CurrentVm, Host, Irqchip, KvmConfig, KvmLab, KvmVcpu};
+use crate::hv::kvm::{Bare, CurrentVm, Host, Irqchip, KvmConfig, KvmLab, KvmVcpu, Supported};
 use crate::hv::{Vcpu, Vm};
 use crate::lab::Relay;
 use crate::machine::{Backplane, Context, IommuConfig, Machine, PcConfig, PciDevice, acpi, pc};
@@ -253,51 +253,65 @@ impl Running<'_> {
         let waker = wake.try_clone().map_err(LaunchError::Events)?;
         let control = Control::new(vcpus.len(), Box::new(move || waker.wake()))
             .counted(options.statistics.as_ref().and_then(|statistics| statistics.counters()));
-        Ok(std::thread::scope(|scope| {
-            // A panic on this thread, which calls devices too, must not wait for vCPUs that go on.
-            let _guard = EndOnPanic(&control, console.queue());
-            let mut threads = Vec::with_capacity(vcpus.len());
-            for (index, mut vcpu) in vcpus.into_iter().enumerate() {
-                let (control, ram) = (&control, driver.machine.ram());
-                let body = move || {
-                    let mut cx = Context::new();
-                    // A panic in a device is this program's fault: the VM ends, and the panic goes on
-                    // to whoever joins the thread.
-                    let _guard = EndOnPanic(control, None);
-                    match lab {
-                        None if options.bare => {
-                            let mut vcpu = Bare::new(vcpu);
-                            control.run(index, &mut vcpu, &mut cx, &driver, ram)
-                        }
-                        None => {
-                            let driver = saboteur.around(driver);
-                            control.run(index, &mut vcpu, &mut cx, &driver, ram)
-                        }
-                        Some(lab) => {
-                            let driver = saboteur.around(LabDriver { driver, lab });
-                            control.run(index, &mut vcpu, &mut cx, &driver, ram)
-                        }
-                    }
-                };
-                let builder = std::thread::Builder::new().name(format!("vcpu{index}"));
-                match builder.spawn_scoped(scope, body) {
-                    Ok(thread) => threads.push(thread),
-                    Err(e) => {
-                        control.end(None, Stop::Interrupted);
-                        if let Some(queue) = console.queue() {
-                            queue.close();
-                        }
-                        return (Err(LaunchError::Thread(e)), Vec::new());
-                    }
+        let control = &control;
+        let work = |index: usize, mut vcpu: KvmVcpu| {
+            let (control, ram) = (control, driver.machine.ram());
+            let mut cx = Context::new();
+            // A panic in a device is this program's fault: the VM ends, and the panic goes on
+            // to whoever joins the thread.
+            let _guard = EndOnPanic(control, None);
+            match lab {
+                None if options.bare => {
+                    let mut vcpu = Bare::new(vcpu);
+                    control.run(index, &mut vcpu, &mut cx, &driver, ram)
+                }
+                None => {
+                    let driver = saboteur.around(driver);
+                    control.run(index, &mut vcpu, &mut cx, &driver, ram)
+                }
+                Some(lab) => {
+                    let driver = saboteur.around(LabDriver { driver, lab });
+                    control.run(index, &mut vcpu, &mut cx, &driver, ram)
                 }
             }
-            let waits = supervise::Waits { wake, sints: vm.sints() };
-            let supervised =
-                supervise::supervise(options, &driver, &control, console, waits, signals);
-            let reports = threads
+        };
+        Ok(std::thread::scope(|scope| {
+            let work = &work;
+            let fail = |e| {
+                control.end(None, Stop::Interrupted);
+                if let Some(queue) = console.queue() {
+                    queue.close();
+                }
+                (Err(LaunchError::Thread(e)), Vec::new())
+            };
+            let thread = |name: String| std::thread::Builder::new().name(name);
+            let supervise = || {
+                // A panic on this thread, which calls devices too, must not wait for vCPUs that go on.
+                let _guard = EndOnPanic(control, console.queue());
+                let waits = supervise::Waits { wake, sints: vm.sints() };
+                supervise::supervise(options, &driver, control, console, waits, signals)
+            };
+            // The first vCPU has the thread that made it: to give it to another one is most of a short start.
+            let supervisor = match thread("supervisor".to_owned()).spawn_scoped(scope, supervise) {
+                Ok(thread) => thread,
+                Err(e) => return fail(e),
+            };
+            let mut vcpus = vcpus.into_iter().enumerate();
+            let first = vcpus.next();
+            let mut threads = Vec::with_capacity(vcpus.len());
+            for (index, vcpu) in vcpus {
+                let name = format!("vcpu{index}");
+                match thread(name).spawn_scoped(scope, move || work(index, vcpu)) {
+                    Ok(thread) => threads.push(thread),
+                    Err(e) => return fail(e),
+                }
+            }
+            let first = first.and_then(|(index, vcpu)| work(index, vcpu));
+            let supervised = supervisor.join().unwrap_or_else(|p| std::panic::resume_unwind(p));
+            let others = threads
                 .into_iter()
-                .filter_map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-                .collect();
+                .filter_map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+            let reports = first.into_iter().chain(others).collect();
             (supervised, reports)
         }))
     }
@@ -322,6 +336,8 @@ fn prepare(options: &mut Options) -> Result<Prepared, LaunchError> {
     if options.lab && options.trace.is_some() {
         return Err(LaunchError::LabTrace);
     }
+    // The longest of KVM's calls, and one that nothing else waits for before there is a vCPU.
+    let supported = Supported::ahead(&options.kvm);
     let image = match options.image.take() {
         Some(image) => image,
         None => Arc::new(read(&options.kernel, "kernel")?),
@@ -368,7 +384,7 @@ fn prepare(options: &mut Options) -> Result<Prepared, LaunchError> {
     }
     drop((image, modules));
     let clock: Arc<dyn Clock> = Arc::new(HostClock::start());
-    assemble(options, host, ram, clock, &loaded.start)
+    assemble(options, host, supported, ram, clock, &loaded.start)
 }
 
 /// The tables for these vCPUs.
@@ -384,6 +400,7 @@ fn acpi_tables(options: &Options) -> Result<Vec<u8>, LaunchError> {
 fn assemble(
     options: &Options,
     host: Host,
+    supported: Supported,
     ram: GuestRam,
     mut clock: Arc<dyn Clock>,
     start: &CpuState,
@@ -395,7 +412,7 @@ fn assemble(
     };
     let vm_config = KvmConfig { hyperv: options.vm.hyperv.on(&offered)?, ..options.vm.clone() };
     let vm = host.create_vm(&vm_config, Some(ram.clone()))?;
-    let supported = host.supported_cpuid()?;
+    let supported = supported.of(&host)?;
     let cpus = options.vm.cpus;
     let topology = &options.topology;
     let mut vcpus = Vec::with_capacity(cpus as usize);

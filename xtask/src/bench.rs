@@ -15,6 +15,7 @@ use crate::flags::{self, BenchAction};
 use crate::support::bench::baseline::{Baseline, Measured};
 use crate::support::bench::counts;
 use crate::support::bench::exact::{self, PAYLOAD, Pair, Served, Spread};
+use crate::support::bench::{peers, start};
 use crate::support::emulated::{self, Workshop};
 use crate::support::out::complain;
 use crate::support::perf::history::History;
@@ -27,8 +28,54 @@ pub fn run(flags: &flags::Bench, out: &mut Out) -> Outcome {
     match &flags.action {
         BenchAction::Exact(flags) => count(flags, out),
         BenchAction::Counts(flags) => callgrind(flags, out),
+        BenchAction::Start(flags) => start(flags, out),
+        BenchAction::Peers(flags) => peers(flags, out),
         BenchAction::List => list(out),
     }
+}
+
+fn ready(why: &str) -> Result<(), Failure> {
+    FactsTable::collect().kvm().map(drop).map_err(|e| {
+        Failure::input(format!("{why} on this machine's KVM, which is not usable: {e}"))
+    })
+}
+
+/// Takes the time of a start.
+fn start(flags: &flags::Start, out: &mut Out) -> Outcome {
+    ready("VMMs are started")?;
+    let root = support::root();
+    let cancel = support::cancel_flag()?;
+    let dir = start::guests(&root)?;
+    let bare = start::bare(&root, &dir)?;
+    let ours = match &flags.vmm {
+        Some(path) => path.clone(),
+        None => tree::build_own(&root, &cancel)?,
+    };
+    let [bare, less] = bare;
+    let subjects = [bare, less, start::ours(&ours)];
+    let rows = start::in_turn(&subjects, &dir, flags.rounds.into(), &cancel)?;
+    start::table(&rows, out);
+    match rows.iter().find_map(|row| Some((&row.name, row.seen.as_ref().err()?))) {
+        None => Ok(ExitCode::SUCCESS),
+        Some((name, why)) => Err(Failure::bad(format!("{name}: {why}"))),
+    }
+}
+
+/// Measures other VMMs.
+fn peers(flags: &flags::Peers, out: &mut Out) -> Outcome {
+    ready("VMMs are started")?;
+    let root = support::root();
+    let cancel = support::cancel_flag()?;
+    let chosen = peers::choose(&flags.peers, &flags.peer)?;
+    let dir = start::guests(&root)?;
+    let [bare, _] = start::bare(&root, &dir)?;
+    let ours = start::ours(&tree::build_own(&root, &cancel)?);
+    let (found, missing) = peers::find(&chosen, &root, &cancel)?;
+    let subjects: Vec<_> = [bare, ours].into_iter().chain(found).collect();
+    let rows = start::in_turn(&subjects, &dir, flags.rounds.into(), &cancel)?;
+    let counts = peers::count(&subjects, &rows, &dir, &cancel)?;
+    peers::table(&rows, &counts, &missing, out);
+    peers::outcome(&chosen, &rows, &counts, &missing)
 }
 
 /// Counts what runs without KVM.
@@ -66,6 +113,12 @@ fn list(out: &mut Out) -> Outcome {
         let name = format!("{}/{}", scene.group, scene.name);
         writeln!(out, "    {name:28} beside {}", scene.against);
     }
+    writeln!(
+        out,
+        "from exec to a guest's first byte, and memory, beside a loop in C; and other VMMs by the same:"
+    );
+    writeln!(out, "  cargo xtask bench start");
+    writeln!(out, "  cargo xtask bench peers [--peers qemu,alioth]");
     writeln!(out, "exits to the instruction, beside a loop that does nothing:");
     writeln!(out, "  cargo xtask bench exact [KIND]");
     Ok(ExitCode::SUCCESS)

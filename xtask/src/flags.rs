@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-pub use crate::support::bench::flags::{Bench, BenchAction, Counted, Counts, Exact};
+pub use crate::support::bench::flags::{Bench, BenchAction, Counted, Counts, Exact, Peers, Start};
 pub use crate::support::perf::flags::{Compare, Perf, PerfAction};
 
 /// exitlab: tests, fuzzing and measurements around a KVM virtual machine monitor.

@@ -10,6 +10,7 @@ use testcases::facts_table::FactsTable;
 
 use crate::flags::{self, PerfAction};
 use crate::support::bench::exact::{self, PAYLOAD};
+use crate::support::bench::{peers, start};
 use crate::support::out::complain;
 use crate::support::perf::flags::{Figures, Measured, Report};
 use crate::support::perf::history::{Comparison, History, Series};
@@ -17,7 +18,7 @@ use crate::support::perf::judge::{self, Judged, Past, Rules, Verdict, figure};
 use crate::support::perf::measure::{self, Plan};
 use crate::support::perf::record::{self, Commit, Machine, Measurement, Metric, Run};
 use crate::support::perf::stats::{Fence, median};
-use crate::support::perf::{criterion, export, page, tree};
+use crate::support::perf::{criterion, export, page, tree, versus};
 use crate::support::{self, Failure, Out, Outcome};
 
 /// Where guests run.
@@ -29,6 +30,9 @@ const LAST: usize = 20;
 pub fn run(flags: &flags::Perf, out: &mut Out) -> Outcome {
     let root = support::root();
     match &flags.action {
+        PerfAction::Compare(flags) if !flags.vmm.is_empty() || !flags.peer.is_empty() => {
+            versus(flags, &root, out)
+        }
         PerfAction::Compare(flags) => match (&flags.rev, &flags.against) {
             (Some(revision), _) => compare(revision, flags, &root, out),
             (None, Some(db)) => against(db, flags, &root, out),
@@ -131,7 +135,7 @@ fn compare(revision: &str, flags: &flags::Compare, root: &Path, out: &mut Out) -
     if let Some(failure) = trouble {
         return Err(failure);
     }
-    verdicts(&judged, out);
+    verdicts(&judged, ["before", "now"], out);
     if let Some(history) = &mut history {
         let side = |base: bool| {
             let one = |sides: &judge::Sides| Measurement {
@@ -177,7 +181,7 @@ fn against(db: &Path, flags: &flags::Compare, root: &Path, out: &mut Out) -> Out
     })?;
     let pasts: Vec<Past> = now.iter().map(|now| past_of(&series, &now.metric, &machine)).collect();
     let judged = judge::against(&now, &pasts, &rules(flags));
-    verdicts(&judged, out);
+    verdicts(&judged, ["before", "now"], out);
     if !flags.no_save {
         let mut history = match &flags.db.db {
             // The one that is open.
@@ -188,6 +192,40 @@ fn against(db: &Path, flags: &flags::Compare, root: &Path, out: &mut Out) -> Out
         keep(&mut history, base.clone(), &new, machine, &judged)?;
     }
     Ok(status(&judged, &base, out))
+}
+
+/// Compares this tree with other VMMs. Nothing is kept: what they show is no commit's.
+fn versus(flags: &flags::Compare, root: &Path, out: &mut Out) -> Outcome {
+    FactsTable::collect().kvm().map_err(|why| {
+        Failure::input(format!(
+            "VMMs are measured on this machine's KVM, which is not usable: {why}"
+        ))
+    })?;
+    let cancel = support::cancel_flag()?;
+    let chosen = peers::choose(&flags.vmm, &flags.peer)?;
+    let dir = start::guests(root)?;
+    let ours = start::ours(&tree::build_own(root, &cancel)?);
+    let (found, missing) = peers::find(&chosen, root, &cancel)?;
+    let subjects: Vec<_> = std::iter::once(ours).chain(found).collect();
+    let only = flags.plan.only;
+    let rounds = if only == Some(Figures::Exact) { 0 } else { flags.plan.rounds.into() };
+    let rows = start::in_turn(&subjects, &dir, rounds, &cancel)?;
+    let counts = match only {
+        Some(Figures::Noisy) => peers::uncounted(&rows),
+        _ => peers::count(&subjects, &rows, &dir, &cancel)?,
+    };
+    let seen: Vec<_> =
+        (1..rows.len()).flat_map(|peer| versus::sides(&rows, &counts, 0, peer)).collect();
+    let judged = judge::sides(&seen, &rules(flags), |_| None);
+    verdicts(&judged, ["peer", "vmm"], out);
+    let told = peers::failures(&rows, &counts, &missing);
+    for (name, why) in &told {
+        writeln!(out, "unknown {name}: {why}");
+    }
+    let names: Vec<&str> = rows[1..].iter().map(|row| &row.name[..]).collect();
+    let sum = status(&judged, &names.join(", "), out);
+    let unmeasured = missing.len() + rows.iter().filter(|row| row.seen.is_err()).count();
+    Ok(if unmeasured > 0 { ExitCode::from(1) } else { sum })
 }
 
 /// Runs that something may be compared with: of a commit, and on this machine.
@@ -224,9 +262,9 @@ fn keep(
 }
 
 /// What came of a comparison: a line a metric, what is worse at the end, where it is seen.
-fn verdicts(judged: &[Judged], out: &mut Out) {
+fn verdicts(judged: &[Judged], [base, new]: [&str; 2], out: &mut Out) {
     let value = |value: Option<f64>| value.map_or("-".to_owned(), figure);
-    writeln!(out, "{:7} {:34} {:>10} {:>10} {:>8}", "", "", "before", "now", "change");
+    writeln!(out, "{:7} {:34} {base:>10} {new:>10} {:>8}", "", "", "change");
     let mut sorted: Vec<&Judged> = judged.iter().collect();
     sorted.sort_by_key(|judged| std::cmp::Reverse(judged.verdict));
     for Judged { metric, verdict, before, after, change, why } in sorted {

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// Bytes that wait at most; a power of two.
-const ROOM: usize = 1 << 16;
+const ROOM: usize = 1 << 14;
 
 /// A queue of bytes from one producer at a time (a device under its lock) to one consumer. Neither
 /// side locks, and the producer makes a system call only when the consumer has gone to sleep or
@@ -19,12 +19,16 @@ pub struct OutputQueue {
     asleep: AtomicBool,
     /// Nobody will take anything out any more.
     closed: AtomicBool,
-    wake: Box<dyn Fn() + Send + Sync>,
+    wake: Box<Wake>,
 }
 
+/// What is done when there is something to take and the consumer sleeps.
+type Wake = dyn Fn(&OutputQueue) + Send + Sync;
+
 impl OutputQueue {
-    /// An empty queue; `wake` wakes the consumer.
-    pub fn new(wake: Box<dyn Fn() + Send + Sync>) -> OutputQueue {
+    /// An empty queue; `wake` wakes the consumer. It may take something out in its place, as long as it sees to it
+    /// that nobody else does so at the same time.
+    pub fn new(wake: Box<Wake>) -> OutputQueue {
         OutputQueue {
             bytes: (0..ROOM).map(|_| AtomicU8::new(0)).collect(),
             head: AtomicUsize::new(0),
@@ -50,14 +54,14 @@ impl OutputQueue {
         // Ordered before the look at `asleep`: the consumer sets that and then looks at `head`.
         self.head.store(head.wrapping_add(1), Ordering::SeqCst);
         if self.asleep.load(Ordering::SeqCst) && self.asleep.swap(false, Ordering::SeqCst) {
-            (self.wake)();
+            (self.wake)(self);
         }
     }
 
     #[cold]
     fn wait_for_room(&self) {
         if self.asleep.swap(false, Ordering::SeqCst) {
-            (self.wake)();
+            (self.wake)(self);
         }
         std::thread::sleep(Duration::from_micros(100));
     }
@@ -107,7 +111,7 @@ mod tests {
 
     #[test]
     fn bytes_arrive_in_order_across_threads_and_the_edge_of_the_queue() {
-        let queue = Arc::new(OutputQueue::new(Box::new(|| {})));
+        let queue = Arc::new(OutputQueue::new(Box::new(|_| {})));
         let total = 3 * ROOM + 7;
         let producer = std::thread::spawn({
             let queue = queue.clone();
@@ -130,7 +134,7 @@ mod tests {
         let woken = Arc::new(AtomicUsize::new(0));
         let queue = OutputQueue::new(Box::new({
             let woken = woken.clone();
-            move || {
+            move |_: &OutputQueue| {
                 woken.fetch_add(1, Ordering::Relaxed);
             }
         }));
@@ -147,7 +151,7 @@ mod tests {
 
     #[test]
     fn a_closed_queue_does_not_hold_its_producer() {
-        let queue = OutputQueue::new(Box::new(|| {}));
+        let queue = OutputQueue::new(Box::new(|_| {}));
         queue.close();
         (0..ROOM + 1000).for_each(|_| queue.push(0));
     }

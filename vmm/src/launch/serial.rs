@@ -68,12 +68,37 @@ pub(super) enum Left {
     Reader,
 }
 
+/// Where output goes. Whoever holds it takes bytes out of the queue.
+struct Out {
+    /// Unbuffered, so that a write is one write and nothing is held back.
+    file: Option<File>,
+    /// What a vCPU wrote by itself since the last [`Console::drain`], and how that failed.
+    written: usize,
+    failed: Option<io::Error>,
+}
+
+impl Out {
+    /// Writes the first bytes after a silence on the vCPU's thread, if the host takes them at once: a sleeping thread
+    /// that is to do so first has to be given a processor.
+    fn write_now(&mut self, queue: &OutputQueue) {
+        let Some(file) = &mut self.file else { return };
+        let ready = wait([Some(Event::Writable(file.as_raw_fd()))], Some(Duration::ZERO));
+        if self.failed.is_none() && matches!(ready, Ok([true])) {
+            let mut bytes = [0; CHUNK];
+            let n = queue.take(&mut bytes);
+            match file.write_all(&bytes[..n]) {
+                Ok(()) => self.written += n,
+                Err(e) => self.failed = Some(e),
+            }
+        }
+    }
+}
+
 /// An open backend.
 pub(super) struct Console {
     serial: Serial,
     queue: Option<Arc<OutputQueue>>,
-    /// Unbuffered, so that a write is one write and nothing is held back.
-    out: Mutex<Option<File>>,
+    out: Arc<Mutex<Out>>,
     input: Option<File>,
     terminal: Option<RawTerminal>,
 }
@@ -95,14 +120,24 @@ impl Console {
             }
             Serial::File(path) => Some(File::create(path).map_err(failed)?),
         };
-        let queue = match out {
-            None => None,
-            Some(_) => {
+        let is_open = out.is_some();
+        let out = Arc::new(Mutex::new(Out { file: out, written: 0, failed: None }));
+        let queue = match is_open {
+            false => None,
+            true => {
                 let wake = wake.try_clone().map_err(LaunchError::Events)?;
-                Some(Arc::new(OutputQueue::new(Box::new(move || wake.wake()))))
+                let out = out.clone();
+                Some(Arc::new(OutputQueue::new(Box::new(move |queue| {
+                    // Who holds it writes.
+                    if let Ok(mut out) = out.try_lock() {
+                        out.write_now(queue);
+                    }
+                    // For what comes next, and for a failure.
+                    wake.wake();
+                }))))
             }
         };
-        Ok(Console { serial: serial.clone(), queue, out: Mutex::new(out), input, terminal })
+        Ok(Console { serial: serial.clone(), queue, out, input, terminal })
     }
 
     pub(super) fn queue(&self) -> Option<Arc<OutputQueue>> {
@@ -130,9 +165,12 @@ impl Console {
     pub(super) fn drain(&self) -> Result<(usize, Left), LaunchError> {
         let Some(queue) = &self.queue else { return Ok((0, Left::Nothing)) };
         let mut out = self.out.lock().unwrap_or_else(|e| e.into_inner());
-        let Some(file) = out.as_mut() else { return Ok((0, Left::Nothing)) };
-        let (mut total, mut buf) = (0, [0; CHUNK]);
+        let (mut total, mut buf) = (std::mem::take(&mut out.written), [0; CHUNK]);
+        if let Some(source) = out.failed.take() {
+            return self.lost(&mut out, queue, total, source);
+        }
         while !queue.is_empty() {
+            let Some(file) = &mut out.file else { return Ok((total, Left::Nothing)) };
             if total >= TURN {
                 return Ok((total, Left::More));
             }
@@ -143,16 +181,27 @@ impl Console {
             }
             let n = queue.take(&mut buf);
             if let Err(source) = file.write_all(&buf[..n]) {
-                *out = None;
-                queue.close();
-                return match source.kind() {
-                    io::ErrorKind::BrokenPipe => Ok((total, Left::Reader)),
-                    _ => Err(LaunchError::Output { to: self.serial.to_string(), source }),
-                };
+                return self.lost(&mut out, queue, total, source);
             }
             total += n;
         }
         Ok((total, Left::Nothing))
+    }
+
+    /// Output cannot be written any more.
+    fn lost(
+        &self,
+        out: &mut Out,
+        queue: &OutputQueue,
+        total: usize,
+        source: io::Error,
+    ) -> Result<(usize, Left), LaunchError> {
+        out.file = None;
+        queue.close();
+        match source.kind() {
+            io::ErrorKind::BrokenPipe => Ok((total, Left::Reader)),
+            _ => Err(LaunchError::Output { to: self.serial.to_string(), source }),
+        }
     }
 
     /// The last bytes, after the vCPUs have ended. What the host does not take is given up when

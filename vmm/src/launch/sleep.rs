@@ -7,7 +7,7 @@
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
-use super::{LaunchError, Options, Prepared, assemble};
+use super::{LaunchError, Options, Prepared, Supported, assemble};
 use crate::access::{Access, Dir, Size, Space};
 use crate::boot;
 use crate::chips::{acpi_pm, rtc};
@@ -85,7 +85,7 @@ pub(super) fn resume(options: &mut Options, before: &Machine) -> Result<Prepared
     let state = before.save();
     let host = Host::open(&options.kvm)?;
     let clock = std::sync::Arc::new(HostClock::start_at(state.now));
-    let prepared = assemble(options, host, ram, clock, &boot::waking(vector))?;
+    let prepared = assemble(options, host, Supported::later(), ram, clock, &boot::waking(vector))?;
     let (machine, mut cx) = (&prepared.machine, Context::new());
     machine.restore(&mut cx, &state).map_err(LaunchError::Resume)?;
     machine.reset(&mut cx);

@@ -7,6 +7,7 @@ use super::serial::{Console, Left};
 use super::{Driver, LaunchError, Options};
 use crate::exit::Stop;
 use crate::host::events::{EndSignals, Event, Wake, wait};
+use crate::host::memory;
 use crate::hv::Kick;
 use crate::hv::kvm::Sints;
 use crate::machine::Context;
@@ -24,6 +25,8 @@ const INPUT_RETRY: Duration = Duration::from_millis(2);
 const PROBE_FIRST: Duration = Duration::from_millis(100);
 /// The longest time between two such questions.
 const PROBE_LAST: Duration = Duration::from_secs(2);
+/// How long a start takes at most. A guest that ends before leaves nothing behind in any case.
+const START: Duration = Duration::from_millis(100);
 /// Ctrl-A, the escape on a terminal.
 const ESCAPE: u8 = 1;
 
@@ -54,6 +57,7 @@ pub(super) fn supervise<K: Kick>(
         deadline: options.timeout.map(|t| Instant::now() + t),
         keep_halted: options.keep_halted,
         probe: Probe::new(),
+        settles: Some(Instant::now() + START),
         quiet: OUTPUT_QUIET,
         left: Left::Nothing,
         input: Input { open: true, waiting: Vec::new(), escaped: false },
@@ -81,6 +85,8 @@ struct Supervisor<'a, K> {
     deadline: Option<Instant>,
     keep_halted: bool,
     probe: Probe,
+    /// When what only the start needed is given back.
+    settles: Option<Instant>,
     /// Looks for output in a row that found none.
     quiet: u32,
     /// What output is still to be written. While there is some, the queue may be full and a vCPU
@@ -120,6 +126,7 @@ impl<K: Kick> Supervisor<'_, K> {
             }
             let wants_input = self.input.open && self.input.waiting.is_empty();
             let typed = self.console.input_fd().filter(|_| wants_input);
+            let settles = self.until_settled();
             let events = [
                 Some(Event::Readable(wake.as_raw_fd())),
                 Some(Event::Readable(self.signals.as_raw_fd())),
@@ -136,6 +143,7 @@ impl<K: Kick> Supervisor<'_, K> {
                 input,
                 self.until_deadline(),
                 (!self.keep_halted).then(|| self.probe.wait()),
+                settles,
             ];
             let timeout = timeout.into_iter().flatten().min();
             let [_, signal, done, readable, _] =
@@ -151,6 +159,17 @@ impl<K: Kick> Supervisor<'_, K> {
                 self.read();
             }
         }
+    }
+
+    /// Gives back what only the start needed, once; the time until then.
+    fn until_settled(&mut self) -> Option<Duration> {
+        let left = self.settles?.saturating_duration_since(Instant::now());
+        if !left.is_zero() {
+            return Some(left);
+        }
+        self.settles = None;
+        memory::forget_program();
+        None
     }
 
     /// Brings devices up to now whose deadline has come.

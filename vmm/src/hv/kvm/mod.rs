@@ -1,5 +1,6 @@
 //! KVM: the only module that knows it.
 
+mod ahead;
 pub mod api;
 mod aside;
 mod bare;
@@ -22,6 +23,7 @@ use std::path::{Path, PathBuf};
 use kvm_bindings::*;
 use kvm_ioctls::{Cap, Kvm};
 
+pub use ahead::Supported;
 pub use aside::discard;
 pub use bare::Bare;
 pub use kick::Kicker;

@@ -197,3 +197,20 @@ fn too_many_vcpus_are_refused() {
     let error = host.create_vm(&config, None).expect_err("nobody has as many").to_string();
     assert!(error.contains("1000000 vCPUs") && error.contains("--cpus"), "{error}");
 }
+
+#[test]
+fn cpuid_that_was_asked_for_ahead_is_the_same() {
+    let Some(host) = host() else { return };
+    let leaves = |supported: Supported| {
+        let cpuid = supported.of(&host).expect("KVM tells");
+        cpuid.0.iter().map(|leaf| (leaf.leaf, leaf.subleaf)).collect::<Vec<_>>()
+    };
+    let ahead = Supported::ahead(host.path());
+    // Long enough for its thread to be first, now and then.
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    let later = leaves(Supported::later());
+    assert_eq!(leaves(ahead), later);
+    assert_eq!(leaves(Supported::ahead(host.path())), later);
+    // It could not ask; then the one who wants to know does.
+    assert_eq!(leaves(Supported::ahead(Path::new("/no/such/kvm"))), later);
+}

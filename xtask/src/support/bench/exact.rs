@@ -35,7 +35,8 @@ pub struct Spread {
 }
 
 impl Spread {
-    fn of(mut counts: Vec<u64>) -> Option<Spread> {
+    /// Of these counts; nothing of none.
+    pub fn of(mut counts: Vec<u64>) -> Option<Spread> {
         counts.sort_unstable();
         let (least, most) = (*counts.first()?, *counts.last()?);
         Some(Spread { least, median: counts[counts.len() / 2], most })

@@ -23,6 +23,12 @@ pub enum BenchAction {
     /// Counts the instructions of what runs without KVM, by Callgrind: the board's answers, saving and
     /// restoring, scripts, images.
     Counts(Counts),
+    /// Takes the time from exec to a guest's first byte on the serial line, and what the VMM has in memory
+    /// beside its guest's, in turn with a loop in C that does the least a VMM can do.
+    Start(Start),
+    /// Measures other VMMs by the same guests: user-space instructions of an exit, start, memory; beside this
+    /// one and the bare loop. Its status is 1 if one that was asked for cannot be measured.
+    Peers(Peers),
     /// Lists what can be measured, and how.
     List,
 }
@@ -63,6 +69,33 @@ pub struct Exact {
     /// How host amd is made.
     #[command(flatten)]
     pub make: Make,
+}
+
+/// Flags of `bench start`.
+#[derive(Debug, Args)]
+pub struct Start {
+    /// Of how many rounds times are taken; two starts of each program are one.
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    pub rounds: u16,
+    /// Measures this VMM in the place of this tree's.
+    #[arg(long, value_name = "PATH")]
+    pub vmm: Option<PathBuf>,
+}
+
+/// Flags of `bench peers`.
+#[derive(Debug, Args)]
+pub struct Peers {
+    /// Which, separated by commas: qemu, kvmtool, alioth. What can be had is fetched or built. Without it, those
+    /// that are there.
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    pub peers: Vec<String>,
+    /// Where one of these is (NAME=PATH); or another one and how it is told to run a guest, {elf} or {flat}
+    /// ('NAME=PATH OPTIONS {elf}'). May be given more than once.
+    #[arg(long, value_name = "NAME=PATH")]
+    pub peer: Vec<String>,
+    /// As of `bench start`.
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    pub rounds: u16,
 }
 
 /// Flags of `bench counts`.

@@ -4,3 +4,5 @@ pub mod baseline;
 pub mod counts;
 pub mod exact;
 pub mod flags;
+pub mod peers;
+pub mod start;

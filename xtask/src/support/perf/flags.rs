@@ -74,11 +74,19 @@ pub struct Measured {
 #[derive(Debug, Args)]
 pub struct Compare {
     /// A commit, branch or tag.
-    #[arg(required_unless_present = "against", conflicts_with = "against")]
+    #[arg(required_unless_present_any = ["against", "vmm", "peer"], conflicts_with = "against")]
     pub rev: Option<String>,
     /// Compares with this history: counts with its newest, times with those of its last runs.
     #[arg(long, value_name = "DB")]
     pub against: Option<PathBuf>,
+    /// Compares with other VMMs, separated by commas: qemu, kvmtool, alioth; by the guests of `bench peers`.
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    #[arg(conflicts_with_all = ["rev", "against", "kind", "even_if_equal", "no_save", "db"])]
+    pub vmm: Vec<String>,
+    /// As of `bench peers`.
+    #[arg(long, value_name = "NAME=PATH")]
+    #[arg(conflicts_with_all = ["rev", "against", "kind", "even_if_equal", "no_save", "db"])]
+    pub peer: Vec<String>,
     /// What is measured, and how.
     #[command(flatten)]
     pub plan: Measured,
@@ -146,6 +154,11 @@ mod tests {
             ("perf compare HEAD --effect -1", false),
             ("perf compare HEAD --effect nan", false),
             ("perf compare HEAD --vmm qemu", false),
+            ("perf compare --vmm qemu,alioth --only exact --rounds 3 --effect 1", true),
+            ("perf compare --peer kvmtool=x --peer y=z", true),
+            ("perf compare --vmm qemu --against x.db", false),
+            ("perf compare --vmm qemu --kind hlt", false),
+            ("perf compare --vmm qemu --no-save", false),
             ("perf measure --only noisy --db x", true),
             ("perf import", true),
             ("perf import d --db x", true),
@@ -153,6 +166,11 @@ mod tests {
             ("perf", false),
             ("bench exact --save --db x", true),
             ("bench exact --db x", false),
+            ("bench start --rounds 3 --vmm x", true),
+            ("bench start --rounds 0", false),
+            ("bench peers", true),
+            ("bench peers --peers qemu,alioth --peer x=y --rounds 1", true),
+            ("bench peers --peers", false),
         ] {
             let words = ["cargo xtask"].into_iter().chain(line.split_whitespace());
             assert_eq!(Xtask::try_parse_from(words).is_ok(), good, "{line}");

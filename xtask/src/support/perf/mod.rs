@@ -12,3 +12,4 @@ pub mod record;
 pub mod schema;
 pub mod stats;
 pub mod tree;
+pub mod versus;
