@@ -322,3 +322,41 @@ fn top_without_a_terminal_says_what_needs_none() {
     assert_eq!(output.status.code(), Some(14), "{}", stderr(&output));
     assert!(stderr(&output).contains("--once"), "{}", stderr(&output));
 }
+
+#[test]
+fn top_ends_with_its_terminal() {
+    if !kvm() {
+        return;
+    }
+    let (_folder, socket, _vm) = controlled(FOR_EVER, &[]);
+    client(&socket);
+    let flags = rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::CLOEXEC;
+    let mut other = std::fs::File::from(rustix::pty::openpt(flags).expect("a pty"));
+    rustix::pty::unlockpt(&other).expect("a pty");
+    let name = rustix::pty::ptsname(&other, Vec::new()).expect("a pty");
+    let terminal = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open(name.to_str().expect("ASCII"))
+        .expect("a pty");
+    let ends = || Stdio::from(terminal.try_clone().expect("a descriptor"));
+    // As a shell has it: what controls a session is hung up when it goes, and then reads as ended for ever.
+    let mut top = Running(
+        Command::new("setsid")
+            .args(["--ctty", VMM, "top", socket.to_str().expect("UTF-8"), "--interval", "100ms"])
+            .stdin(ends())
+            .stdout(ends())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("setsid"),
+    );
+    drop(terminal);
+    let mut seen = [0; 4096];
+    assert!(other.read(&mut seen).expect("it draws") > 0);
+    drop(other);
+    let start = Instant::now();
+    while top.0.try_wait().expect("vmm").is_none() {
+        assert!(start.elapsed() < Duration::from_secs(20), "top goes on without a terminal");
+        std::thread::yield_now();
+    }
+}

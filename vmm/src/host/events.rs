@@ -93,6 +93,8 @@ pub enum Event {
     Readable(RawFd),
     /// The descriptor takes output, or never will again.
     Writable(RawFd),
+    /// Whoever was at the other end has gone: of a terminal, the terminal.
+    Gone(RawFd),
 }
 
 /// Waits for one of `events`, for at most `timeout`. Says for each whether it has come; after an
@@ -108,6 +110,8 @@ pub fn wait<const N: usize>(
         let (fd, events) = match event {
             Some(Event::Readable(fd)) => (fd, libc::POLLIN),
             Some(Event::Writable(fd)) => (fd, libc::POLLOUT),
+            // That is told in any case.
+            Some(Event::Gone(fd)) => (fd, 0),
             None => (-1, 0),
         };
         libc::pollfd { fd, events, revents: 0 }

@@ -134,12 +134,18 @@ impl Top {
         next: &mut Instant,
     ) -> Result<bool, TopError> {
         let ends = Some(Event::Readable(signals.as_raw_fd()));
+        // Where that is none, keys come from the controlling terminal.
+        let keys = Some(io::stdin()).filter(io::IsTerminal::is_terminal).map(|tty| tty.as_raw_fd());
+        let events = [ends, keys.map(Event::Gone), keys.map(Event::Readable)];
         loop {
-            if wait([ends], Some(Duration::ZERO)).map_err(TopError::Terminal)? == [true] {
+            let left = next.saturating_duration_since(Instant::now());
+            // Not for crossterm to wait: it reads from a terminal that is gone for ever.
+            let [ended, gone, _] =
+                wait(events, Some(left.min(BEAT))).map_err(TopError::Terminal)?;
+            if ended || gone {
                 return Ok(false);
             }
-            let left = next.saturating_duration_since(Instant::now());
-            if event::poll(left.min(BEAT)).map_err(TopError::Terminal)? {
+            if event::poll(Duration::ZERO).map_err(TopError::Terminal)? {
                 return Ok(match event::read().map_err(TopError::Terminal)? {
                     Typed::Key(key) if key.kind != KeyEventKind::Release => typed(model, key),
                     _ => true,
