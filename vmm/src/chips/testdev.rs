@@ -47,8 +47,7 @@ const REGIONS: &[Region] = &[
 pub struct TestDevice {
     latch: u32,
     lines: u32,
-    /// Nothing before the first access, when all of it is 0: boards are built, saved and reset often, and few use it.
-    memory: Box<[u8]>,
+    memory: Box<[u8; MEMORY]>,
 }
 
 /// The saved form.
@@ -63,12 +62,11 @@ struct Saved {
 impl TestDevice {
     /// The device after power-on.
     pub fn new() -> TestDevice {
-        TestDevice { latch: 0, lines: 0, memory: Box::default() }
+        TestDevice { latch: 0, lines: 0, memory: Box::new([0; MEMORY]) }
     }
 
     /// As many bytes of the memory as an access may have, from `offset` on, if they are there: all but
-    /// the last seven offsets. They are quicker to move than as many as it has. Nor are they there until
-    /// the first access.
+    /// the last seven offsets. They are quicker to move than as many as it has.
     #[inline(always)]
     fn word(&mut self, offset: u64) -> Option<&mut [u8; 8]> {
         self.memory.get_mut(offset as usize..)?.first_chunk_mut()
@@ -78,9 +76,6 @@ impl TestDevice {
     fn bytes(&mut self, offset: u64, size: Size) -> Result<&mut [u8], IoError> {
         let start = usize::try_from(offset).map_err(|_| IoError::NoRegister)?;
         let end = start.checked_add(size.bytes() as usize).ok_or(IoError::NoRegister)?;
-        if self.memory.is_empty() {
-            self.memory = Box::new([0; MEMORY]);
-        }
         self.memory.get_mut(start..end).ok_or(IoError::NoRegister)
     }
 
@@ -144,10 +139,7 @@ impl Device for TestDevice {
             cold_path();
             return false;
         }
-        let Some(word) = self.word(at.offset) else {
-            cold_path();
-            return false;
-        };
+        let Some(word) = self.word(at.offset) else { return false };
         if size == Size::B4 {
             word[..4].copy_from_slice(&(value as u32).to_le_bytes());
         } else {
@@ -208,7 +200,7 @@ impl Device for TestDevice {
     fn reset(&mut self, _: &mut Env<'_>) {
         self.latch = 0;
         self.lines = 0;
-        self.memory = Box::default();
+        self.memory.fill(0);
     }
 
     fn save(&self) -> Vec<u8> {
@@ -241,13 +233,10 @@ impl Device for TestDevice {
         }
         self.latch = latch;
         self.lines = lines;
-        self.memory = Box::default();
-        if !pieces.is_empty() {
-            self.memory = Box::new([0; MEMORY]);
-            let memory = self.memory.as_chunks_mut().0;
-            for (i, piece) in pieces {
-                memory[usize::from(i)] = piece;
-            }
+        self.memory.fill(0);
+        let memory = self.memory.as_chunks_mut().0;
+        for (i, piece) in pieces {
+            memory[usize::from(i)] = piece;
         }
         Ok(())
     }

@@ -189,7 +189,9 @@ impl<K: Kick> Control<K> {
         seat.probed.store(probe, Ordering::SeqCst);
     }
 
-    /// Accesses go from the vCPU to the board, other exits to the handler.
+    /// Accesses go from the vCPU to the board, other exits to the handler. A function of its own, so that what stands
+    /// around its call takes none of its registers.
+    #[inline(never)]
     fn run_direct<V: Vcpu<Kicker = K>>(
         &self,
         index: usize,
