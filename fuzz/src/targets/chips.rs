@@ -60,6 +60,7 @@ const MACHINE: &[Beyond] = &[
     beyond("add_pci", "", PUT_TOGETHER),
     beyond("add_function", "", PUT_TOGETHER),
     beyond("line", "", JUDGE),
+    beyond("owner", "", "asked by who counts a guest's exits (`vmm run --stats`)"),
     beyond("takes", "", JUDGE),
     beyond("mappings", "", JUDGE),
 ];
@@ -199,15 +200,16 @@ fn port(port: u16) -> [u64; 1] {
     [u64::from(port)]
 }
 
-chip!(UART, "uart", "a 16550 at COM1", ["uart.rs"], 95 "",
+chip!(UART, "uart", "a 16550 at COM1", ["uart.rs"],
+95 "which of two causes an interrupt has, where that is chosen without a branch: no input is kept for it",
 canary: |op, outcome| matches!(op, Op::Input { .. }) && high(outcome),
 |m| m.add(Box::new(Uart::new("com1")), &port(uart::COM1.0), Some(uart::COM1.1)),
 beyond: &[CHIP, &[
     beyond("receive_break", "", HOST),
-    beyond("read", "_FIFO_ERROR;", BREAK),
-    beyond("read", "if r.fifo {", BREAK),
-    beyond("read", "LSR_BREAK;", BREAK),
-    beyond("read", "r.breaks", BREAK),
+    beyond("read_lsr", "_FIFO_ERROR;", BREAK),
+    beyond("read_lsr", "if r.fifo {", BREAK),
+    beyond("read_lsr", "LSR_BREAK;", BREAK),
+    beyond("read_lsr", "r.breaks", BREAK),
     beyond("", "return Err(IoError::Width)", DIVIDED),
 ]]);
 
