@@ -244,7 +244,12 @@ canary: |_, outcome| matches!(outcome.answer, Answer::Stop(Stop::Sleep(_))),
     let pm = acpi_pm::PM_BASE;
     let places = [pm, pm + 4, pm + 8, acpi_pm::SMI_PORT];
     m.add(Box::new(AcpiPm::new(TimerWidth::Bits24)), &places, Some(acpi_pm::GSI))
-});
+}, beyond: &[CHIP, &[
+    beyond("bits", "Bits32 =>", "no board has the wider timer"),
+    beyond("within", "Err(IoError::Width)", DIVIDED),
+    beyond("restore", "\"bits set", UNSAVED),
+    beyond("restore", "\"a timer that", UNSAVED),
+]]);
 
 chip!(FW_CFG, "fw-cfg", "fw_cfg with its DMA", ["fw_cfg.rs"], 90
 "",
@@ -339,6 +344,8 @@ seeds: seeds::pci_config, beyond: &[CHIP, &[
     beyond("is_empty", "", PUT_TOGETHER),
     beyond("config_region", "", TABLE),
     beyond("device", "", "for who writes a slot down"),
+    beyond("lanes", "return Err(IoError::NoRegister)", ROUTED),
+    beyond("lanes", "return Err(IoError::Width)", DIVIDED),
     beyond("check", "error(format!(", UNSAVED),
 ]]);
 
